@@ -1,0 +1,52 @@
+# `make compare` and `make test` set everything up by themselves; a second call installs nothing again.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# uv where it is found, plain pip everywhere else.
+PIP    := $(shell command -v uv >/dev/null 2>&1 && echo "uv pip install --quiet --python $(BIN)/python" \
+            || echo "$(BIN)/python -m pip install --quiet --disable-pip-version-check")
+
+.PHONY: help compare test test-slow lint types floors unit clean
+help:
+	@echo "make compare    train SGD, WP-SGD, NSO and SAM on real data and write a report (ARGS='--help' for options)"
+	@echo "make test       every check: ruff, pyright, import contract, tests, doctests"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make clean      remove $(VENV) and caches (never runs/)"
+
+compare: $(VENV)/.lab
+	@$(BIN)/flatmin compare $(ARGS)
+
+test: lint types floors unit
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/pyright
+
+floors: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow" -n 2 $(ARGS)
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "flatmin needs Python 3.11 or newer, and $(PYTHON) is %s. Name another one: make PYTHON=python3.12 ..." % sys.version.split()[0])'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.lab: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing flatmin with what the comparison needs into $(VENV) (once; a minute or so) ..."
+	@$(PIP) --constraint constraints.txt --editable '.[lab]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing flatmin with its development tools into $(VENV) (once; a minute or so) ..."
+	@$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@touch $(VENV)/.lab $@
+
+clean:
+	rm -rf $(VENV) .hypothesis .pytest_cache .ruff_cache build dist

@@ -1,0 +1,124 @@
+"""The parameters of a model as one vector: sparse over positions, lazy about nothing.
+
+A flow (``flatmin.perturb``) does arithmetic with gradients and displacements; this is the type it does it with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Total = Callable[[Mapping[int, Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class PerParameter:
+    """One number for each parameter position: what a hyperparameter becomes when parameter groups differ."""
+
+    values: tuple[float, ...]
+
+    def __getitem__(self, position: int) -> float:
+        return self.values[position]
+
+
+Scale = float | PerParameter
+
+
+def scale_at(scale: Scale, position: int) -> float:
+    """Return the number that ``scale`` holds for ``position``."""
+    return scale[position] if isinstance(scale, PerParameter) else scale
+
+
+def is_zero(scale: Scale) -> bool:
+    """Tell whether ``scale`` vanishes everywhere."""
+    return not any(scale.values) if isinstance(scale, PerParameter) else scale == 0
+
+
+def accumulation_dtype(device: torch.device) -> torch.dtype:
+    """Return the widest float of ``device``, in which long sums are taken.
+
+    A float32 sum of squares over 11 million elements is off by 7e-4, over 85 million by more than a percent.
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner product of two tensors of one shape, summed in :func:`accumulation_dtype` (0-dim)."""
+    if a.layout != torch.strided or b.layout != torch.strided:  # a sparse gradient meets a dense perturbation
+        a, b = (t.to_dense() if t.layout != torch.strided else t for t in (a, b))
+    return torch.sum(a * b, dtype=accumulation_dtype(a.device))
+
+
+def plain_total(parts: Mapping[int, Tensor]) -> Tensor:
+    """Return the sum of 0-dim tensors, on the device of the first; zero for none."""
+    values = list(parts.values())
+    if not values:
+        return torch.zeros((), dtype=torch.float64)
+    return torch.stack([value.to(values[0].device) for value in values]).sum()
+
+
+class Vector:
+    """An element of parameter space: tensors by position, absent positions being zero.
+
+    Args:
+        tensors: Position of a parameter to a tensor of its shape (of its local shard's shape where it is sharded).
+        total: Adds the partial sums of an inner product; the sharded driver adds them over ranks as well.
+
+    Example:
+        >>> g = Vector({0: torch.tensor([3.0, 4.0])})
+        >>> (0.5 * g.unit()).tensors
+        {0: tensor([0.3000, 0.4000])}
+    """
+
+    __slots__ = ("tensors", "total")
+
+    def __init__(self, tensors: Mapping[int, Tensor], total: Total = plain_total) -> None:
+        self.tensors = dict(tensors)
+        self.total = total
+
+    def __add__(self, other: Vector) -> Vector:
+        shared = [i for i in self.tensors if i in other.tensors]
+        sums = torch._foreach_add([self.tensors[i] for i in shared], [other.tensors[i] for i in shared])
+        return Vector(self.tensors | other.tensors | dict(zip(shared, sums, strict=True)), self.total)
+
+    def __radd__(self, other: object) -> Vector:
+        # `total = 0; total += g` is how papers write a sum.
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def __neg__(self) -> Vector:
+        return -1.0 * self
+
+    def __sub__(self, other: Vector) -> Vector:
+        return self + -other
+
+    def __mul__(self, scale: Scale | Tensor) -> Vector:
+        positions, tensors = list(self.tensors), list(self.tensors.values())
+        if isinstance(scale, PerParameter):
+            tensors = torch._foreach_mul(tensors, [scale[i] for i in positions])
+        elif isinstance(scale, Tensor):
+            # A number that lives on a device stays there: no synchronisation, and no promotion of the vector.
+            tensors = [tensor * scale.to(tensor.device, tensor.dtype) for tensor in tensors]
+        else:
+            tensors = torch._foreach_mul(tensors, float(scale))
+        return Vector(dict(zip(positions, tensors, strict=True)), self.total)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, scale: float | Tensor) -> Vector:
+        return self * (1.0 / scale)
+
+    def dot(self, other: Vector) -> Tensor:
+        """Return the inner product with ``other`` over all parameters (0-dim, on the device)."""
+        return self.total({i: inner(t, other.tensors[i]) for i, t in self.tensors.items() if i in other.tensors})
+
+    def norm(self) -> Tensor:
+        """Return the Euclidean norm over all parameters (0-dim, on the device)."""
+        return self.dot(self).sqrt()
+
+    def unit(self) -> Vector:
+        """Return the vector of length one in this direction; the zero vector stays zero."""
+        length = self.norm()
+        return self * torch.where(length == 0, length, 1.0 / length)
