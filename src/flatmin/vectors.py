@@ -81,6 +81,8 @@ class Vector:
 
     def __add__(self, other: Vector) -> Vector:
         shared = [i for i in self.tensors if i in other.tensors]
+        if not shared:
+            return Vector(self.tensors | other.tensors, self.total)
         sums = torch._foreach_add([self.tensors[i] for i in shared], [other.tensors[i] for i in shared])
         return Vector(self.tensors | other.tensors | dict(zip(shared, sums, strict=True)), self.total)
 
@@ -96,6 +98,8 @@ class Vector:
 
     def __mul__(self, scale: Scale | Tensor) -> Vector:
         positions, tensors = list(self.tensors), list(self.tensors.values())
+        if not tensors:
+            return self
         if isinstance(scale, PerParameter):
             tensors = torch._foreach_mul(tensors, [scale[i] for i in positions])
         elif isinstance(scale, Tensor):

@@ -1,0 +1,65 @@
+"""What a step refuses: losses and gradients that are missing or not finite. The weights are then as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatmin.distributed import local
+from flatmin.errors import ArgumentError, ClosureError, NonFiniteError
+from flatmin.perturb.gradients import current
+
+_CAUSES = "Likely causes: too large a learning rate or radius ({radii}), or bad data. The weights are as they were"
+
+
+def require_trainable(parameters: Mapping[int, Tensor], num_given: int) -> None:
+    """Raise if nothing is left to train."""
+    if not parameters:
+        raise ArgumentError(
+            f"None of the {num_given} parameters of the base optimizer requires a gradient, so there is nothing to "
+            "train. Was the model frozen? Unfreeze what should learn: parameter.requires_grad_(True)."
+        )
+
+
+def require_loss(loss: Any, parameters: Mapping[int, Tensor]) -> None:
+    """Raise if a closure returned no loss or left no gradient."""
+    if loss is None:
+        raise ClosureError(
+            "The closure returned None, so its loss is unknown; most likely its `return loss` is missing. "
+            "The weights are as they were."
+        )
+    if not current(parameters):
+        raise ClosureError(
+            "The closure left no gradient on any parameter; most likely it does not call loss.backward(), or the "
+            "optimizer holds other parameters than the model. The weights are as they were."
+        )
+
+
+def require_finite_loss(loss: Any, *, step: int, radii: str) -> None:
+    """Raise if a loss (a scalar tensor or a number) is NaN or infinite."""
+    if not bool(torch.isfinite(torch.as_tensor(loss)).all()):
+        raise NonFiniteError(
+            f"The loss at step {step} is {float(loss)}. {_CAUSES.format(radii=radii)}; lower one of them, or pass "
+            "check_finite=False to go on regardless."
+        )
+
+
+def require_finite_gradients(parameters: Mapping[int, Tensor], *, step: int, radii: str) -> None:
+    """Raise if a gradient holds NaN or infinity."""
+    present = {i: local(g) for i, g in current(parameters).items()}
+    values = {i: g.coalesce().values() if g.is_sparse else g for i, g in present.items()}
+    bad = [i for i, v in values.items() if not _is_finite(v)]
+    if bad:
+        raise NonFiniteError(
+            f"The gradient at step {step} is NaN or infinite in {len(bad)} of {len(values)} parameters (the first is "
+            f"number {bad[0]}, of shape {tuple(values[bad[0]].shape)}). {_CAUSES.format(radii=radii)}; zero the "
+            "gradients before you go on, or pass check_finite=False to step regardless."
+        )
+
+
+def _is_finite(values: Tensor) -> bool:
+    # A sum is one cheap pass that shows NaN and infinity. It can overflow by itself, so only its "no" is looked into.
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())

@@ -1,0 +1,106 @@
+r"""The Hessian trace that training pays for anyway.
+
+For noise with :math:`\mathbb E[uu^\top] = \sigma^2 I`, the inner product of displacement and gradient estimates the
+trace: :math:`\mathbb E\langle\nabla f(w + u), u\rangle = \sigma^2 \operatorname{tr}\nabla^2 f(w) + O(\sigma^4)`. The
+average over an antithetic pair is :math:`\langle g_+ - g_-, u\rangle / 2\sigma^2`, from which the gradient itself has
+cancelled; a single point is unbiased too, with a standard error that says how much noisier it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatmin.curvature.results import TraceEstimate
+from flatmin.perturb import Draw
+from flatmin.vectors import Total, accumulation_dtype, scale_at
+
+
+class LiveTrace:
+    """The latest samples of the Hessian trace, one row a step and one column a parameter group.
+
+    Samples stay on the device of the parameters; nothing is synchronised until an estimate is read.
+
+    Args:
+        window: Number of steps that are kept.
+    """
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self._samples: Tensor | None = None
+        self._count = 0
+        self._pending: list[Tensor] | None = None
+        self._parts: list[dict[int, Tensor]] = []
+
+    def observe(self, draw: Draw, alignments: Mapping[int, Tensor]) -> None:
+        """Take the inner products <g, u> of one noisy evaluation, by parameter position."""
+        scales = {i: scale_at(draw.scale, i) for i in alignments}
+        self._parts.append({i: a / scales[i] ** 2 for i, a in alignments.items() if scales[i]})
+
+    def settle(self, groups: Sequence[range], total: Total, loss_scale: Callable[[Tensor], Tensor]) -> None:
+        """Turn the evaluations of one loop over probes into one sample, which waits for :meth:`commit`.
+
+        Micro-batches whose losses add up to the step's loss have samples that add up too.
+
+        Args:
+            groups: Parameter positions of each group.
+            total: Adds partial sums over shards.
+            loss_scale: What the loss was multiplied by, as a function that multiplies.
+        """
+        parts, self._parts = self._parts, []
+        if not parts:
+            return
+        sums = [
+            total({n: torch.stack([p[i] for p in parts if i in p]).mean() for n, i in enumerate(g) if i in parts[0]})
+            for g in groups
+        ]
+        sums = [s / loss_scale(torch.ones((), dtype=torch.float32, device=s.device)) for s in sums]
+        earlier = self._pending or [torch.zeros_like(s) for s in sums]
+        self._pending = [a + b for a, b in zip(earlier, sums, strict=True)]
+
+    def discard(self) -> None:
+        """Forget what has not been committed."""
+        self._pending, self._parts = None, []
+
+    def commit(self) -> None:
+        """Add what is pending as the sample of one optimizer step."""
+        if self._pending is None:
+            return
+        device = self._pending[0].device
+        row = torch.stack([s.to(device) for s in self._pending])
+        if self._samples is None or self._samples.shape[1] != len(row):
+            self._samples = torch.empty(self.window, len(row), dtype=accumulation_dtype(device), device=device)
+            self._count = 0
+        self._samples[self._count % self.window] = row
+        self._count += 1
+        self._pending = None
+
+    def estimates(self) -> tuple[TraceEstimate, tuple[TraceEstimate, ...]] | None:
+        """Return the estimate over all groups and that of each group, over the window; None if there is no sample."""
+        if self._samples is None or self._count == 0:
+            return None
+        rows = self._samples[: min(self._count, self.window)].double().cpu()
+        return _estimate(rows.sum(1)), tuple(_estimate(column) for column in rows.T)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the samples, a few numbers a step."""
+        return {"samples": None if self._samples is None else self._samples.clone(), "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up samples again; a window of another length starts anew."""
+        samples: Tensor | None = state["samples"]
+        if samples is not None and samples.shape[0] == self.window:
+            self._samples, self._count = samples.clone(), int(state["count"])
+        else:
+            self._samples, self._count = None, 0
+        self.discard()
+
+
+def _estimate(samples: Tensor) -> TraceEstimate:
+    n = len(samples)
+    stderr = float(samples.std()) / math.sqrt(n) if n > 1 else math.nan
+    return TraceEstimate(value=float(samples.mean()), stderr=stderr, num_matvecs=n, samples=samples)

@@ -1,0 +1,296 @@
+"""The optimizer shell: any torch optimizer, given the direction of a flow instead of the plain gradient."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flatmin.checks import choice, whole
+from flatmin.curvature.results import TraceEstimate
+from flatmin.distributed import ShardedTotal, reshard
+from flatmin.errors import ClosureError, ProbeError
+from flatmin.noise import Schedule, value_at
+from flatmin.optim import guards
+from flatmin.optim.live_trace import LiveTrace
+from flatmin.optim.wrapper import Wrapper, needs_closure
+from flatmin.perturb import BUFFER_POLICIES, BufferPolicy, Buffers, Evaluation, Flow, FlowFunction, Hosts, Probe
+from flatmin.perturb import gradients as grads
+from flatmin.streams import Stream
+from flatmin.vectors import PerParameter, Scale
+
+STEP, SEED = "perturbation_step", "perturbation_seed"
+
+
+class ShellOptions(TypedDict, total=False):
+    """The options that every method has, as keyword arguments; see :class:`Perturbed`."""
+
+    buffers: BufferPolicy
+    common_randomness: bool
+    check_finite: bool | None
+    trace_window: int
+    model: nn.Module | None
+
+
+class Perturbed(Wrapper):
+    """A flow around a base optimizer; the named methods are this class with a flow and its hyperparameters.
+
+    The radius (sigma or rho), the number of steps taken and the seed are entries of the parameter groups, beside
+    ``lr``: the one place that every way of checkpointing carries. A group may have a radius of its own, and 0 leaves it
+    unperturbed.
+
+    Args:
+        base: The optimizer that makes the step.
+        flow: The method.
+        radii: Hyperparameters that have the units of the weights: a number or a function of the step each.
+        settings: The flow's other hyperparameters.
+        seed: Seed of the noise.
+        buffers: When buffers such as batch-norm statistics move: in the ``"first"`` evaluation of a step (as in plain
+            training), in ``"all"``, or never (``"frozen"``).
+        common_randomness: Give every evaluation of a step the same dropout masks and other random numbers.
+        check_finite: Refuse a step on NaN or infinite losses and gradients, with the weights left as they were. None:
+            on a CPU only, since on an accelerator the answer has to be waited for.
+        trace_window: Number of steps that the live trace looks back; 0 turns it off.
+        model: The model, if its modules should not be looked up among the live ones.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        flow: FlowFunction,
+        *,
+        radii: Mapping[str, float | Schedule],
+        settings: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        buffers: BufferPolicy = "first",
+        common_randomness: bool = True,
+        check_finite: bool | None = None,
+        trace_window: int = 100,
+        model: nn.Module | None = None,
+    ) -> None:
+        super().__init__(base)
+        self._flow = flow
+        self._radii = dict(radii)
+        self._settings = dict(settings or {})
+        self._seed = whole("seed", seed, minimum=0, hint="It is the seed of the noise.")
+        self._buffers = choice("buffers", buffers, BUFFER_POLICIES)
+        self._common_randomness = common_randomness
+        self._check_finite = check_finite
+        window = whole("trace_window", trace_window, minimum=0, hint="It is a number of steps; 0 turns the trace off.")
+        self._trace = LiveTrace(window)
+        self._hosts = Hosts(model)
+        self._open: Evaluation | None = None
+        for name, radius in self._radii.items():
+            value_at(radius, 0, name=name)
+        self._complete_groups()
+        parameters = self._parameters()
+        guards.require_trainable(parameters, sum(len(group["params"]) for group in self.param_groups))
+        self._hosts.modules(parameters.values())  # now, while sharded parameters are sure to be in their modules
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base; it may bring a radius of its own."""
+        super().add_param_group(param_group)
+        self._complete_groups()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, as the base does."""
+        self._trace.discard()
+        super().zero_grad(set_to_none)
+
+    def _complete_groups(self) -> None:
+        taken, seed = (self.param_groups[0].get(key) for key in (STEP, SEED))
+        for group in self.param_groups:
+            for name, radius in self._radii.items():
+                value_at(group.setdefault(name, radius), 0, name=f"{name} of a parameter group")
+            group.setdefault(STEP, 0 if taken is None else taken)
+            group.setdefault(SEED, self._seed if seed is None else seed)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take a step.
+
+        With a closure, torch's own contract: it clears the gradients, computes the loss, calls backward and returns the
+        loss; it is called once for each evaluation of the method. Without one, the step is made with what ``.grad``
+        holds, which after a loop over :meth:`probes` is the method's direction.
+
+        Args:
+            closure: Clears gradients, computes the loss, calls ``backward()``, returns the loss.
+
+        Returns:
+            With a closure the loss: for a noise method the average over its points, which estimates the smoothed loss;
+            for the others the loss at the weights themselves. A 0-dim tensor without graph, or a float if that is what
+            the closure returns.
+
+        Raises:
+            ClosureError: The closure returned None or computed no gradient, or the base cannot step without a closure.
+            ProbeError: A loop over :meth:`probes` was left before its end.
+            NonFiniteError: The loss or the gradient is NaN or infinite (see ``check_finite``).
+        """
+        unfinished, self._open = self._open, None
+        if unfinished is not None:
+            unfinished.abandon()
+            raise ProbeError(
+                "step() came before the loop over probes had ended (a break, or a call inside the loop?), so .grad is "
+                "not the method's direction. The weights are clean; zero the gradients and run the loop to its end."
+            )
+        if closure is not None:
+            loss = self.base.step(functools.partial(self._evaluate, closure))
+        else:
+            if needs_closure(self.base):
+                name = type(self.base).__name__
+                raise ClosureError(f"{name} evaluates the loss as often as it likes, so it needs opt.step(closure).")
+            self._require_finite_gradients()
+            loss = self.base.step()
+        self._trace.commit()
+        for group in self.param_groups:
+            group[STEP] += 1
+        return loss
+
+    def probes(self, *, scaler: torch.amp.GradScaler | None = None) -> Iterator[Probe]:
+        """Yield the points of one step; after the loop ``.grad`` holds the direction, on top of what it held before.
+
+        Inside each ``with probe:`` run forward and backward at the same data, and do not clear gradients there.
+        Clipping, unscaling and logging come after the loop. Gradient accumulation works either way round: micro-batches
+        inside each probe (right for every method), or this loop inside each micro-batch (the same for noise methods,
+        whose noise depends on the step alone).
+
+        Args:
+            scaler: The ``GradScaler`` in use, which the live trace needs in order to undo the scale of the loss.
+
+        Example:
+            >>> import torch, flatmin as fm
+            >>> model = torch.nn.Linear(2, 1)
+            >>> opt = fm.NSO(torch.optim.SGD(model.parameters(), lr=0.1), sigma=0.01)
+            >>> for probe in opt.probes():
+            ...     with probe:
+            ...         model(torch.ones(4, 2)).square().mean().backward()
+            >>> opt.step()
+            >>> opt.zero_grad()
+        """
+        return self._run(owned=False, scaler=scaler)
+
+    def _run(self, *, owned: bool, scaler: torch.amp.GradScaler | None = None) -> Generator[Probe]:
+        if self._open is not None:  # left by an exception that something still holds on to
+            self._open.abandon()
+        parameters = self._parameters()
+        modules = self._hosts.modules(parameters.values())
+        reshard(modules)
+        if owned or not grads.current(parameters):
+            self._trace.discard()
+        evaluation = Evaluation(
+            parameters,
+            buffers=Buffers(self._buffers, modules),
+            common_randomness=self._common_randomness,
+            owned=owned,
+            observer=self._trace.observe if self._trace.window else None,
+        )
+        self._open = evaluation
+        yield from evaluation.probes(self._start)
+        self._trace.settle(self._group_positions(), ShardedTotal(parameters), scaler.scale if scaler else _identity)
+        self._open = None
+
+    def _start(self) -> Flow:
+        group = self.param_groups[0]
+        radii = {name: self._resolve(name) for name in self._radii}
+        return self._flow(Stream(group[SEED], (group[STEP],)), **radii, **self._settings)
+
+    def _resolve(self, name: str) -> Scale:
+        """Return the radius at this step: one number, or one for each parameter where groups differ."""
+        values = [value_at(group[name], group[STEP], name=name) for group in self.param_groups]
+        if len(set(values)) == 1:
+            return values[0]
+        return PerParameter(
+            tuple(v for v, group in zip(values, self.param_groups, strict=True) for _ in group["params"])
+        )
+
+    def _group_positions(self) -> list[range]:
+        ends = itertools.accumulate((len(group["params"]) for group in self.param_groups), initial=0)
+        return [range(start, end) for start, end in itertools.pairwise(ends)]
+
+    def _parameters(self) -> dict[int, Tensor]:
+        """Return the trainable parameters by position among all of them, which freezing does not shift."""
+        everything = (parameter for group in self.param_groups for parameter in group["params"])
+        return {i: parameter for i, parameter in enumerate(everything) if parameter.requires_grad}
+
+    def _evaluate(self, closure: Callable[[], Any]) -> Any:
+        losses, weights = [], []
+        for probe in self._run(owned=True):
+            with probe, torch.enable_grad():
+                loss = closure()
+                guards.require_loss(loss, self._parameters())
+                if self._checks_finite():
+                    guards.require_finite_loss(loss, **self._situation())
+            losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
+            weights.append(probe.weight)
+        self._require_finite_gradients()
+        if weights[0] is None:
+            return losses[0]
+        return sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
+
+    def _require_finite_gradients(self) -> None:
+        if self._checks_finite():
+            guards.require_finite_gradients(self._parameters(), **self._situation())
+
+    def _checks_finite(self) -> bool:
+        if self._check_finite is not None:
+            return self._check_finite
+        return all(parameter.device.type == "cpu" for parameter in self._parameters().values())
+
+    def _situation(self) -> dict[str, Any]:
+        radii = ", ".join(f"{name} = {self._resolve(name)}" for name in self._radii)
+        return {"step": self.param_groups[0][STEP], "radii": radii}
+
+    @property
+    def trace_estimate(self) -> TraceEstimate | None:
+        """The Hessian trace of the training loss, with its standard error, from the gradients of the latest steps.
+
+        None before the first noisy step, and for methods that draw no noise. It is the trace that the noise acts on: of
+        the loss smoothed at this sigma, on mini-batches, over all perturbed parameters.
+        """
+        estimates = self._trace.estimates()
+        return None if estimates is None else estimates[0]
+
+    @property
+    def group_trace_estimates(self) -> tuple[TraceEstimate, ...] | None:
+        """The same for each parameter group: traces of the diagonal blocks, which add up to the whole."""
+        estimates = self._trace.estimates()
+        return None if estimates is None else estimates[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the base's state with the radii, the step, the seed and the samples of the live trace.
+
+        Nothing in it is the size of the model but what the base keeps, and it loads with ``weights_only=True``.
+        Radii that are functions are left out: like a model's code they come from the constructor.
+        """
+        state = self.base.state_dict()
+        for group in state["param_groups"]:
+            for name in [n for n in self._radii if callable(group.get(n))]:
+                del group[name]
+        return {**state, "trace": self._trace.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned; a plain checkpoint of the base loads too."""
+        radii = [{name: group[name] for name in self._radii} for group in self.param_groups]
+        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "trace"})
+        for group, kept in zip(self.param_groups, radii, strict=True):
+            for name, radius in kept.items():
+                group.setdefault(name, radius)
+        self._complete_groups()
+        if "trace" in state_dict:
+            self._trace.load_state_dict(state_dict["trace"])
+        self._open = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Modules are looked up again, and an open loop does not travel.
+        return {name: value for name, value in super().__getstate__().items() if name not in ("_hosts", "_open")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state | {"_hosts": Hosts(), "_open": None})
+
+
+def _identity(tensor: Tensor) -> Tensor:
+    return tensor
