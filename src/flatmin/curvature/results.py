@@ -67,11 +67,6 @@ class Estimate:
         """The standard error as a share of the value's magnitude; infinite at value zero."""
         return self.stderr / abs(self.value) if self.value else math.inf
 
-    @property
-    def num_draws(self) -> int | None:
-        """How many independent draws were averaged, if they were kept."""
-        return None if self.samples is None else int(self.samples.numel())
-
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Return the interval that holds the truth with probability ``confidence``.
 
@@ -86,8 +81,8 @@ class Estimate:
         if not 0 < confidence < 1:
             raise ArgumentError(f"confidence is {confidence}, but it must lie between 0 and 1, such as 0.95.")
         upper = (1 + confidence) / 2
-        n = self.num_draws
-        quantile = NormalDist().inv_cdf(upper) if n is None or n < 2 else student_quantile(upper, n - 1)
+        n = 0 if self.samples is None else self.samples.numel()
+        quantile = student_quantile(upper, n - 1) if n > 1 else NormalDist().inv_cdf(upper)
         return self.value - quantile * self.stderr, self.value + quantile * self.stderr
 
 

@@ -1,0 +1,169 @@
+"""Data to measure on: batches that can be read again and again, and what a model and a loss make of one.
+
+A batch is a pair ``(inputs, targets)``, whose loss is ``loss_fn(model(inputs), targets)``, or a mapping, whose loss is
+``loss_fn(model(**inputs), batch)``, ``inputs`` being the entries that ``model.forward`` has arguments for. Tensors are
+moved to the device of the model.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from flatmin.errors import ArgumentTypeError, DataError
+
+LossFunction = Callable[[Any, Any], Tensor]
+"""``loss_fn(output, targets)``, or for a mapping ``loss_fn(output, batch)``: the mean over the batch's examples."""
+
+_T = TypeVar("_T")
+_FORMS = "A batch is a pair (inputs, targets), or a mapping whose entries the model takes by name."
+
+
+def reiterable(batches: Iterable[_T]) -> Iterable[_T]:
+    """Return ``batches`` if it can be read more than once.
+
+    Raises:
+        ArgumentTypeError: It is a generator or another iterator, a single batch, or nothing one can iterate over.
+    """
+    if isinstance(batches, (Tensor, Mapping, str, bytes)) or (
+        isinstance(batches, tuple) and any(isinstance(item, Tensor) for item in batches)
+    ):
+        kind = type(batches).__name__
+        raise ArgumentTypeError(
+            f"batches is one {kind}, which looks like a single batch. {_FORMS} For one batch only, put it into a list: "
+            "[(inputs, targets)]."
+        )
+    if isinstance(batches, Iterator):
+        raise ArgumentTypeError(
+            f"batches is a {type(batches).__name__}, which can be read only once, but every product reads all data "
+            "again. Pass list(batches) or a DataLoader."
+        )
+    if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
+        raise ArgumentTypeError(
+            f"batches is {batches!r}, which is nothing to iterate over. Pass a DataLoader or a list. {_FORMS}"
+        )
+    return batches
+
+
+def generators_of(batches: object) -> list[torch.Generator]:
+    """Return the random generators that reading a ``DataLoader`` advances, other than the global one; each once."""
+    if not isinstance(batches, DataLoader):
+        return []
+    owners = (batches, batches.sampler, getattr(batches.batch_sampler, "sampler", None))
+    found = (getattr(owner, "generator", None) for owner in owners)
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Return ``value`` with every tensor inside tuples, lists and mappings on ``device``; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: moved(item, device) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(moved(item, device) for item in value)
+    return value
+
+
+def num_examples(batch: Any) -> int:
+    """Return how many examples ``batch`` holds: the first dimension of the targets, or of the first tensor with one.
+
+    Raises:
+        DataError: No tensor in it has a dimension, or the first dimension is empty.
+
+    Example:
+        >>> num_examples((torch.zeros(3, 5), torch.zeros(3))), num_examples({"x": torch.zeros(2, 5)})
+        (3, 2)
+    """
+    values: Sequence[Any] = list(batch.values()) if isinstance(batch, Mapping) else [batch[1], batch[0]]
+    sizes = [value.shape[0] for value in values if isinstance(value, Tensor) and value.dim() > 0]
+    if not sizes:
+        raise DataError(
+            "a batch holds no tensor with a first dimension, so its examples cannot be counted, and a short last batch "
+            "would weigh too much. Let targets be a tensor with one entry for each example."
+        )
+    if sizes[0] == 0:
+        raise DataError("a batch holds 0 examples, so that its mean loss is undefined. Leave empty batches out.")
+    return sizes[0]
+
+
+def prepared(item: Any, index: int, device: torch.device) -> Any:
+    """Return the ``index``-th item of the data as a pair or a dict on ``device``.
+
+    Raises:
+        DataError: It is neither a pair nor a mapping.
+    """
+    if isinstance(item, Mapping):
+        return moved(item, device)
+    if isinstance(item, (tuple, list)) and len(item) == 2:
+        return moved(tuple(item), device)
+    raise DataError(
+        f"batch {index} is {describe(item)}, but a pair (inputs, targets) or a mapping is needed. Several inputs go "
+        "into a mapping with the names of the model's arguments."
+    )
+
+
+def describe(item: object) -> str:
+    """Say what ``item`` is, for a message."""
+    if isinstance(item, (tuple, list)):
+        return f"a {type(item).__name__} of {len(item)} items"
+    if isinstance(item, Tensor):
+        return f"a tensor of shape {tuple(item.shape)}"
+    return f"a {type(item).__name__}"
+
+
+class Forward:
+    """What a model and a loss make of a batch.
+
+    Args:
+        model: The model.
+        loss_fn: See :data:`LossFunction`.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
+        self._model = model
+        self._loss_fn = loss_fn
+        parameters = inspect.signature(model.forward).parameters.values()
+        self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self._names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+    def __call__(self, batch: Any) -> Tensor:
+        """Return the loss of ``batch``, a 0-dim tensor.
+
+        Raises:
+            ArgumentTypeError: ``loss_fn`` returned no tensor, or one with several elements.
+            DataError: The model has no argument for any entry of a mapping.
+        """
+        if isinstance(batch, Mapping):
+            output, rest = self._model(**self._inputs(batch)), batch
+        else:
+            output, rest = self._model(batch[0]), batch[1]
+        return _scalar(self._loss_fn(output, rest))
+
+    def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        inputs = {key: value for key, value in batch.items() if self._takes_all or key in self._names}
+        if not inputs:
+            raise DataError(
+                f"a batch has the entries {', '.join(map(repr, batch))}, but {type(self._model).__name__}.forward "
+                f"takes {', '.join(map(repr, self._names))}: nothing fits. Rename the entries, or pass pairs."
+            )
+        return inputs
+
+
+def _scalar(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor):
+        raise ArgumentTypeError(
+            f"loss_fn returned {describe(loss)}, but a tensor with one element is needed. A float has lost its graph "
+            "(leave out .item()); a model output of transformers holds the loss as output.loss."
+        )
+    if loss.numel() != 1:
+        raise ArgumentTypeError(
+            f"loss_fn returned a tensor of shape {tuple(loss.shape)}, but one number is needed, the batch's mean. "
+            "Likely cause: reduction='none'. Take .mean()."
+        )
+    return loss.reshape(())

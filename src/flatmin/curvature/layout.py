@@ -1,0 +1,117 @@
+"""How the trainable parameters of a model lie in one flat vector."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from flatmin.distributed import is_sharded
+from flatmin.errors import ArgumentError, ArgumentTypeError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of ``model`` that require gradients, by name, in the order of ``named_parameters()``.
+
+    A tensor that several modules share appears once, under its first name.
+
+    Raises:
+        ArgumentError: There is none.
+        ArgumentTypeError: One is complex, or split over ranks.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not parameters:
+        raise ArgumentError(
+            f"{type(model).__name__} has no parameter that requires gradients, so there is nothing to measure. Was it "
+            "frozen? parameter.requires_grad_(True) thaws."
+        )
+    for name, parameter in parameters.items():
+        if parameter.is_complex() or is_sharded(parameter):
+            kind = "complex" if parameter.is_complex() else "split over ranks"
+            raise ArgumentTypeError(
+                f"parameter {name!r} is {kind}, which curvature is not defined for here. Freeze it with "
+                "requires_grad_(False), or measure a model of whole real tensors."
+            )
+    return parameters
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The order of coordinates in a flat vector: parameters one after the other, each in row-major order.
+
+    Attributes:
+        shapes: Name to shape, in order.
+
+    Example:
+        >>> layout = Layout.of(dict(torch.nn.Linear(2, 1).named_parameters()))
+        >>> layout.split(torch.arange(3.0))
+        {'weight': tensor([[0., 1.]]), 'bias': tensor([2.])}
+        >>> layout.flatten(layout.split(torch.arange(3.0)))
+        tensor([0., 1., 2.])
+    """
+
+    shapes: Mapping[str, torch.Size]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Layout:
+        """Return the layout of ``tensors`` in their order."""
+        return cls({name: tensor.shape for name, tensor in tensors.items()})
+
+    @property
+    def numel(self) -> int:
+        """The dimension d of the flat vector."""
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of coordinates of each parameter, in order."""
+        return [math.prod(shape) for shape in self.shapes.values()]
+
+    def split(self, vector: Tensor) -> dict[str, Tensor]:
+        """Return the named tensors that ``vector`` (d,) consists of, as views of it.
+
+        Raises:
+            ArgumentError: ``vector`` has another shape.
+        """
+        if vector.shape != (self.numel,):
+            raise ArgumentError(
+                f"the vector has shape {tuple(vector.shape)}, but the parameters have {self.numel} coordinates in all, "
+                f"so ({self.numel},) is needed. Take one column of a block at a time."
+            )
+        parts = zip(self.shapes.items(), vector.split(self.sizes), strict=True)
+        return {name: part.view(shape) for (name, shape), part in parts}
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return named tensors as one vector (d,), a copy; names that are missing count as zero.
+
+        Raises:
+            ArgumentError: A name or a shape is not that of a parameter, or no tensor is given.
+        """
+        self.check(tensors)
+        first = next(iter(tensors.values()))
+        parts = (tensors[n].reshape(-1) if n in tensors else first.new_zeros(s) for n, s in self._named_sizes())
+        return torch.cat(list(parts))
+
+    def _named_sizes(self) -> list[tuple[str, int]]:
+        return list(zip(self.shapes, self.sizes, strict=True))
+
+    def check(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise ArgumentError unless every tensor has the name and the shape of a parameter, and there is one."""
+        if not tensors:
+            raise ArgumentError("no tensor was given, so that neither type nor device is known. Name at least one.")
+        for name, tensor in tensors.items():
+            if name not in self.shapes:
+                raise ArgumentError(
+                    f"{name!r} is the name of no trainable parameter. There are {', '.join(map(repr, self.shapes))}."
+                )
+            if tensor.shape != self.shapes[name]:
+                raise ArgumentError(
+                    f"{name!r} has shape {tuple(tensor.shape)}, but the parameter has {tuple(self.shapes[name])}."
+                )

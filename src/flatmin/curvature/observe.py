@@ -1,0 +1,64 @@
+"""Observers are invisible: what a measurement touches, it puts back."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+Mode = Literal["eval", "current"]
+"""``"eval"``: every module in evaluation mode. ``"current"``: every module as it stands, batch-norm and dropout too."""
+
+
+@contextmanager
+def observing(model: nn.Module, *, mode: Mode = "eval", differentiable: bool = False) -> Iterator[None]:
+    """Hold still what evaluating ``model`` may move: the modes of all submodules and all buffers.
+
+    Modes are set by their flag and not by ``train()``, which some modules take as a command to change their weights.
+
+    Args:
+        model: The model.
+        mode: What the modules do meanwhile.
+        differentiable: Record a graph that can be differentiated twice. This calls for the math kernel of
+            ``scaled_dot_product_attention``, since the fused ones have one derivative only.
+    """
+    modules = list(model.modules())
+    modes = [module.training for module in modules]
+    buffers = [_Buffer(module, name) for module in modules for name in module._buffers]
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.set_grad_enabled(differentiable))
+        if differentiable:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        try:
+            if mode == "eval":
+                for module in modules:
+                    module.training = False
+            yield
+        finally:
+            for module, training in zip(modules, modes, strict=True):
+                module.training = training
+            for buffer in buffers:
+                buffer.restore()
+
+
+class _Buffer:
+    """One buffer as it was: which tensor stood there, and what it held."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self._module, self._name = module, name
+        self._tensor: Tensor | None = module._buffers[name]
+        self._held = None if self._tensor is None else self._tensor.detach().clone()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        self._module._buffers[self._name] = self._tensor
+        if self._tensor is not None and self._held is not None:
+            self._tensor.copy_(self._held)

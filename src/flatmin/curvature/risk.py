@@ -1,0 +1,152 @@
+r"""The empirical risk: the mean loss over all examples, as a function of the weights.
+
+.. math:: f(W) = \frac1N \sum_b n_b\, \ell_b(W), \qquad N = \sum_b n_b
+
+with n_b examples in batch b and ℓ_b their mean loss: a short last batch counts by its size.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from flatmin.checks import choice
+from flatmin.curvature.data import Forward, LossFunction, generators_of, num_examples, prepared, reiterable
+from flatmin.curvature.layout import Layout, trainable_parameters
+from flatmin.curvature.observe import Mode, observing
+from flatmin.errors import ArgumentTypeError, DataError, NonFiniteError
+from flatmin.perturb.randomness import RandomState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+class EmpiricalRisk:
+    """The mean loss of a model over data, which is evaluated without leaving a trace.
+
+    Every pass over the data starts from the random states that were found when this object was made: a shuffling
+    loader, random augmentation and dropout (in mode ``"current"``) do the same in every pass, so that all passes see
+    one function. Afterwards the states are put back.
+
+    Args:
+        model: The model. Of a compiled one the original module is evaluated, which alone has second derivatives.
+        loss_fn: ``loss_fn(model(inputs), targets)``, or ``loss_fn(output, batch)`` for batches that are mappings; the
+            mean over the examples of the batch.
+        batches: Re-iterable batches, see :mod:`flatmin.curvature.data`.
+        mode: ``"eval"``: every module in evaluation mode; ``"current"``: as it stands.
+
+    Raises:
+        ArgumentError: No parameter requires gradients.
+        ArgumentTypeError: ``model``, ``loss_fn`` or ``batches`` are of the wrong kind.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: LossFunction, batches: Iterable[Any], *, mode: Mode = "eval") -> None:
+        if not isinstance(model, nn.Module):
+            raise ArgumentTypeError(f"model is {model!r}, but a torch.nn.Module is needed.")
+        if not callable(loss_fn):
+            raise ArgumentTypeError(f"loss_fn is {loss_fn!r}, but a function of (output, targets) is needed.")
+        self.model: nn.Module = getattr(model, "_orig_mod", model)
+        self.parameters = trainable_parameters(self.model)
+        self.layout = Layout.of(self.parameters)
+        self.device = next(iter(self.parameters.values())).device
+        self._mode: Mode = "eval" if choice("mode", mode, get_args(Mode)) == "eval" else "current"
+        self._batches = reiterable(batches)
+        self._forward = Forward(self.model, loss_fn)
+        self._generators = generators_of(batches)
+        self._start = self._random_states()
+        self._first_count: int | None = None
+        self._last: tuple[tuple, float] | None = None
+
+    @contextmanager
+    def observed(self, *, differentiable: bool = False) -> Iterator[None]:
+        """Be inside this context to call :meth:`losses` and :meth:`mean`; leaving it undoes all traces."""
+        found = self._random_states()
+        with ExitStack() as stack:
+            stack.callback(self._set_random_states, found)
+            stack.enter_context(observing(self.model, mode=self._mode, differentiable=differentiable))
+            yield
+
+    def losses(self, *, finite: bool = True) -> Iterator[tuple[Tensor, int]]:
+        """Yield, for each batch, its mean loss (0-dim, with its graph where one is recorded) and its examples' number.
+
+        Args:
+            finite: Whether a loss that is not finite is an error.
+
+        Raises:
+            DataError: No batches, none this time, another number of examples than last time, other data at unchanged
+                weights, or a batch of unknown form.
+            NonFiniteError: A loss is NaN or infinite.
+        """
+        self._set_random_states(self._start)
+        count, total = 0, 0.0
+        for index, item in enumerate(self._batches):
+            batch = prepared(item, index, self.device)
+            size = num_examples(batch)
+            loss = self._forward(batch)
+            value = float(loss.detach())
+            if finite and value - value != 0.0:
+                raise NonFiniteError(f"the loss of batch {index} is {value}. {self._blame()}")
+            count, total = count + size, total + size * value
+            yield loss, size
+        self._compare(count, total / count if count else 0.0)
+
+    def mean(self, *, finite: bool = True) -> float:
+        """Return f(W), summed over batches in float64; errors as in :meth:`losses`."""
+        count, total = 0, 0.0
+        for loss, size in self.losses(finite=finite):
+            count, total = count + size, total + size * float(loss)
+        return total / count
+
+    def check_weights(self) -> None:
+        """Raise NonFiniteError if a trainable parameter holds NaN or infinity."""
+        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        if nn.utils.get_total_norm(weights.values(), float("inf")).isfinite():
+            return
+        name = next(name for name, weight in weights.items() if not weight.isfinite().all())
+        raise NonFiniteError(
+            f"parameter {name!r} holds NaN or infinity, so there is nothing to measure. Likely cause: training "
+            "diverged. Load weights from before, or train with a smaller learning rate or sigma."
+        )
+
+    def _blame(self) -> str:
+        self.check_weights()
+        return (
+            "The weights are finite, so look at the data of this batch (NaN in the inputs?) and the loss (log of 0?)."
+        )
+
+    def _compare(self, count: int, loss: float) -> None:
+        """Hold this pass against earlier ones: as many examples, and at the same weights the same loss."""
+        if count == 0:
+            before = "" if self._first_count is None else f", but {self._first_count} examples the first time"
+            raise DataError(
+                f"batches gave no batch{before}. Likely cause: an empty split, drop_last=True with a batch size above "
+                "the number of examples, or an iterator that ran dry. Pass a list or a DataLoader that is not empty."
+            )
+        if self._first_count not in (None, count):
+            raise DataError(
+                f"the data changed: {self._first_count} examples in the first pass and {count} in this one. All passes "
+                "must see the same data; fix the sampler, or pass list(loader)."
+            )
+        self._first_count = count
+        place = tuple((p.data_ptr(), p._version) for p in self.parameters.values())
+        dtype = max((p.dtype for p in self.parameters.values()), key=lambda dtype: torch.finfo(dtype).eps)
+        tolerance = torch.finfo(dtype).eps ** 0.5 * (1.0 + abs(loss))
+        if self._last is not None and self._last[0] == place and abs(loss - self._last[1]) > tolerance:
+            raise DataError(
+                f"the data changed: at the same weights the mean loss was {self._last[1]:.6g} in an earlier pass and "
+                f"is {loss:.6g} in this one. Likely cause: augmentation or sampling by generators of their own. Pass "
+                "list(loader) to measure on one fixed version of the data."
+            )
+        self._last = (place, loss)
+
+    def _random_states(self) -> tuple[RandomState, list[Tensor]]:
+        devices = {p.device for p in self.parameters.values()}
+        return RandomState.capture(devices), [generator.get_state() for generator in self._generators]
+
+    def _set_random_states(self, states: tuple[RandomState, list[Tensor]]) -> None:
+        states[0].restore()
+        for generator, state in zip(self._generators, states[1], strict=True):
+            generator.set_state(state)
