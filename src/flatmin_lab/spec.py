@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -47,9 +48,14 @@ class Point(_Value):
 
 
 class RunResult(_Value):
-    """A finished run. The test split is looked at once, after training; tuning sees the validation numbers alone."""
+    """A finished run. The test split is looked at once, after training; tuning sees the validation numbers alone.
+
+    A run that diverged is a result too: its accuracies and losses are NaN, and ``message`` says what happened.
+    """
 
     spec: RunSpec
+    status: Literal["finished", "diverged"] = "finished"
+    message: str = ""
     test_accuracy: float
     test_loss: float
     train_accuracy: float
@@ -64,14 +70,31 @@ class RunResult(_Value):
     gradient_evaluations: int
     history: tuple[Point, ...] = ()
 
+    @classmethod
+    def diverged(cls, spec: RunSpec, message: str, *, gradient_evaluations: int, seconds: float) -> RunResult:
+        """The result of a run that reached NaN or infinity."""
+        return cls(
+            spec=spec,
+            status="diverged",
+            message=message,
+            gradient_evaluations=gradient_evaluations,
+            seconds=seconds,
+            test_accuracy=math.nan,
+            test_loss=math.nan,
+            train_accuracy=math.nan,
+            train_loss=math.nan,
+            validation_accuracy=math.nan,
+            validation_loss=math.nan,
+        )
+
 
 class CompareSpec(_Value):
     """What ``flatmin compare`` was asked for."""
 
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
-    seeds: int = Field(ge=1, description="number of paired seeds: 0, 1, ..., seeds - 1")
-    budget: int = Field(ge=1)
+    seeds: int = Field(description="number of paired seeds: 0, 1, ..., seeds - 1")
+    budget: int = Field(description="gradient evaluations of each run")
     device: str = "cpu"
 
 
@@ -82,7 +105,9 @@ class Selection(_Value):
     method: str
     hyperparameter: Literal["sigma", "rho"]
     grid: tuple[float, ...]
-    validation_accuracies: tuple[float, ...] = Field(description="mean over the tuning seeds, in the grid's order")
+    validation_accuracies: tuple[float, ...] = Field(
+        description="mean over the tuning seeds, in the grid's order; NaN for a value with which a run diverged"
+    )
     chosen: float
 
 

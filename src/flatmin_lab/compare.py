@@ -1,0 +1,133 @@
+"""The comparison: every method tuned alike on validation data, then run over the same seeds with the same budget.
+
+Everything reported is put together from stored results alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from flatmin.checks import whole
+from flatmin.errors import ArgumentError
+from flatmin_lab.files import explained
+from flatmin_lab.methods import METHODS, method
+from flatmin_lab.plan import Planned, final_specs, first_round, is_drawn, rounds, select
+from flatmin_lab.run import usable_device
+from flatmin_lab.spec import CompareSpec, Comparison
+from flatmin_lab.store import Store
+from flatmin_lab.sweep import Event, Finished, Workers
+from flatmin_lab.tasks import task
+
+
+def compare(
+    asked: CompareSpec, store: Store, *, workers: int, watch: Callable[[Event | Planned], None] = lambda _: None
+) -> Comparison:
+    """Run what is not yet stored, and put the comparison together.
+
+    Args:
+        asked: What to compare; see `check`.
+        store: An entered run folder.
+        workers: Number of processes; the numbers do not depend on it.
+        watch: Told about everything that happens.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        LabError: A run failed for good, or no value of a grid gave a finite loss.
+        StoreError: The folder holds something else or cannot be written.
+    """
+    check(asked, workers)
+    store.begin(asked)
+    with Workers(workers) as pool:
+        for jobs, planned in rounds(asked, store):
+            watch(planned)
+            for event in pool.run(jobs):
+                if isinstance(event, Finished):
+                    store.save(event.outcome)
+                watch(event)
+    return assemble(asked, store)
+
+
+def check(asked: CompareSpec, workers: int) -> None:
+    """Raise the first reason why ``asked`` cannot be run, before anything is written.
+
+    Args:
+        asked: What to compare.
+        workers: Number of processes.
+
+    Raises:
+        ArgumentError: A name is unknown, a list empty, a number too small, the budget not shared evenly by the
+            methods, or the device not there.
+    """
+    for kind, names, look_up in (("methods", asked.methods, method), ("tasks", asked.tasks, task)):
+        if not names:
+            raise ArgumentError(f"{kind} is empty, so there is nothing to run. Name one or more, or leave it out.")
+        for name in names:
+            look_up(name)
+    whole("seeds", asked.seeds, minimum=1, hint="It is the number of paired runs of each method.")
+    cost = math.lcm(*(m.evaluations_per_step for m in METHODS.values()))
+    whole("budget", asked.budget, minimum=cost, hint="It is the number of gradient evaluations of each run.")
+    if over := asked.budget % cost:
+        raise ArgumentError(
+            f"budget is {asked.budget}, but some methods spend {cost} gradient evaluations a step, and all must come "
+            f"to the same number. Take a multiple of {cost}, such as {asked.budget + cost - over}."
+        )
+    whole("workers", workers, minimum=1, hint="It is the number of processes; 1 uses no other than this one.")
+    usable_device(asked.device)
+
+
+def assemble(asked: CompareSpec, store: Store) -> Comparison:
+    """Put a comparison together from stored results alone.
+
+    Args:
+        asked: What to compare.
+        store: An entered run folder.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        StoreError: Some of its runs are missing.
+    """
+    store.results([spec for spec, _ in first_round(asked)])
+    selections = select(asked, store)
+    finals = final_specs(asked, selections)
+    results = store.results(finals)
+    surfaces = [store.surface(spec) for spec in finals if is_drawn(spec)]
+    return Comparison(
+        spec=asked,
+        selections=selections,
+        results=tuple(results),
+        surfaces=tuple(s for s in surfaces if s is not None),
+        environment=store.header().environment,
+    )
+
+
+def publish(comparison: Comparison, store: Store) -> dict[str, Path]:
+    """Write what people and programs read: everything as JSON, one row a run as CSV, and the page.
+
+    Args:
+        comparison: What to write.
+        store: Where.
+
+    Returns:
+        The files by what they are: ``comparison``, ``results``, ``report``.
+
+    Raises:
+        StoreError: One of them cannot be written.
+    """
+    from flatmin_lab.report.page import write_report
+    from flatmin_lab.report.table import results_frame
+
+    page = store.folder / "report.html"
+    files = {
+        "comparison": store.write("comparison.json", comparison.model_dump_json(indent=1)),
+        "results": store.write("results.csv", results_frame(comparison).to_csv(index=False)),
+        "report": page,
+    }
+    with explained(page, "write"):
+        write_report(comparison, page)
+    return files

@@ -1,0 +1,44 @@
+"""The three splits that every task provides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples and their labels, in memory."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def to(self, device: torch.device) -> Split:
+        """Return the same examples on ``device``."""
+        return Split(self.inputs.to(device), self.targets.to(device))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What one seed of a task trains on, selects by, and is judged on.
+
+    Attributes:
+        train: The training examples, with the labels trained with.
+        validation: For choosing hyperparameters; labels are clean.
+        test: Looked at once, after training; labels are clean.
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+
+    def to(self, device: torch.device) -> Splits:
+        """Return the same splits on ``device``."""
+        return Splits(self.train.to(device), self.validation.to(device), self.test.to(device))
