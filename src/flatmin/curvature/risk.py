@@ -97,7 +97,7 @@ class EmpiricalRisk:
         """Return f(W), summed over batches in float64; errors as in :meth:`losses`."""
         count, total = 0, 0.0
         for loss, size in self.losses(finite=finite):
-            count, total = count + size, total + size * float(loss)
+            count, total = count + size, total + size * float(loss.detach())
         return total / count
 
     def check_weights(self) -> None:

@@ -1,0 +1,157 @@
+"""Eigenvalues against dense solvers, and the spectra that break Krylov methods."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+from curvature_cases import CASES, case, dense_hessian
+from flatmin.curvature import Hessian, top_eigenvalues
+from flatmin.errors import ArgumentError, ArgumentTypeError, NonFiniteError
+
+
+def with_spectrum(values, seed=0, dtype=torch.float64):
+    """A symmetric matrix of these eigenvalues, in a random basis."""
+    g = torch.Generator().manual_seed(seed)
+    values = torch.as_tensor(values, dtype=torch.float64)
+    Q, _ = torch.linalg.qr(torch.randn(len(values), len(values), generator=g, dtype=torch.float64))
+    A = (Q * values) @ Q.T
+    return ((A + A.T) / 2).to(dtype)
+
+
+def by_magnitude(A, k):
+    values = torch.linalg.eigvalsh(A.double())
+    return values[values.abs().argsort(descending=True)][:k]
+
+
+def check(A, k, tol=1e-3, **options):
+    """Converged, right, orthonormal, and honest about the residuals."""
+    pairs = top_eigenvalues(A, k, tol=tol, **options)
+    eps = torch.finfo(torch.promote_types(A.dtype, torch.float32)).eps
+    scale = float(torch.linalg.matrix_norm(A.double(), 2)) or 1.0
+    floor = 200 * eps * scale
+    assert pairs.converged
+    assert len(pairs) == k
+    assert pairs.num_matvecs <= len(A)
+    torch.testing.assert_close(pairs.values.abs(), by_magnitude(A, k).abs(), rtol=tol, atol=floor)
+    X = pairs.vectors.double()
+    torch.testing.assert_close(X.T @ X, torch.eye(k, dtype=torch.float64), rtol=0, atol=100 * eps)
+    residuals = (A.double() @ X - X * pairs.values).norm(dim=0)
+    torch.testing.assert_close(residuals, pairs.residuals, rtol=0.05, atol=floor)
+    assert bool((residuals <= (tol * pairs.values.abs()).clamp(min=floor) * 1.05).all())
+    return pairs
+
+
+SPECTRA = {
+    "identity": [1.0] * 7,
+    "zero": [0.0] * 6,
+    "rank one": [3.0] + [0.0] * 9,
+    "rank one, negative": [-3.0] + [0.0] * 9,
+    "one by one": [-2.0],
+    "repeated": [5.0, 5.0, 5.0, 1.0, 0.5, 0.1, 0.0],
+    "both ends": [5.0, -4.9, 4.8, -4.7, 1.0, -1.0, 0.3, 0.2],
+    "plus and minus": [2.0, -2.0, 1.0, -1.0, 0.5],
+    "close": [5.0, 4.9999, 4.9998, 1.0, 0.5, 0.2],
+    "decaying": [2.0**-i for i in range(20)],
+    "huge": [1e12, 1e11, 1.0, 0.0],
+    "tiny": [1e-12, -1e-13, 0.0, 0.0],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_spectra_that_break_krylov_methods(name, dtype):
+    A = with_spectrum(SPECTRA[name], dtype=dtype)
+    for k in {1, 2, 3, len(A)}:
+        if k <= len(A):
+            check(A, k)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=15), st.integers(1, 15), st.integers(0, 5))
+def test_any_symmetric_matrix(values, k, seed):
+    check(with_spectrum(values, seed), min(k, len(values)), seed=seed)
+
+
+def test_outliers_over_a_bulk_take_few_products():
+    g = torch.Generator().manual_seed(0)
+    bulk = 0.5 * torch.randn(400, generator=g)
+    A = with_spectrum(torch.cat([torch.tensor([50.0, 40, 30, 20, 18, 15, 12, 10, 8]), bulk]), dtype=torch.float32)
+    assert check(A, 1).num_matvecs <= 12
+    assert check(A, 5).num_matvecs <= 40
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_networks(name):
+    model, loss_fn, batches = case(name)
+    H = Hessian(model, loss_fn, batches)
+    pairs = top_eigenvalues(H, 3, tol=1e-5)
+    matrix = dense_hessian(model, loss_fn, batches)
+    torch.testing.assert_close(pairs.values, by_magnitude(matrix, 3), rtol=1e-5, atol=1e-10)
+    assert pairs.converged
+    assert list(H.layout.split(pairs.vectors[:, 0])) == list(H.layout.shapes)
+
+
+def test_agrees_with_arpack():
+    model, loss_fn, batches = case("gelu")
+    H = Hessian(model, loss_fn, batches)
+    arpack = LinearOperator(H.shape, lambda v: (H @ torch.from_numpy(v.ravel())).numpy(), dtype=float)
+    expected = sorted(eigsh(arpack, 4, return_eigenvectors=False), key=abs, reverse=True)
+    assert top_eigenvalues(H, 4, tol=1e-6).values.tolist() == pytest.approx(expected, rel=1e-8)
+
+
+def test_seeds():
+    A = with_spectrum(range(30))
+    assert torch.equal(top_eigenvalues(A, 2, seed=1).vectors, top_eigenvalues(A, 2, seed=1).vectors)
+    assert not torch.equal(top_eigenvalues(A, 2, seed=1).vectors, top_eigenvalues(A, 2, seed=2).vectors)
+    state = torch.get_rng_state()
+    top_eigenvalues(A)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_says_when_the_budget_ended_first():
+    A = with_spectrum(torch.linspace(0, 1, 200))
+    pairs = top_eigenvalues(A, 2, tol=1e-10, max_matvecs=11)
+    assert not pairs.converged
+    assert pairs.num_matvecs == 10  # whole blocks of two
+    assert repr(pairs).endswith("10 matvecs, not converged)")
+    X = pairs.vectors
+    torch.testing.assert_close((A @ X - X * pairs.values).norm(dim=0), pairs.residuals)  # honest all the same
+
+
+def test_bfloat16_operators():
+    A = with_spectrum([8.0, 3.0, 1.0, 0.5], dtype=torch.bfloat16)
+    pairs = top_eigenvalues(A, 1, tol=0.05)
+    assert pairs.vectors.dtype == torch.float32
+    assert float(pairs.values[0]) == pytest.approx(8.0, rel=0.02)
+
+
+def test_an_operator_that_returns_its_argument():
+    class Identity:
+        shape, dtype, device = (5, 5), torch.float64, torch.device("cpu")
+
+        def __matmul__(self, block):
+            return block
+
+    assert top_eigenvalues(Identity(), 2).values.tolist() == pytest.approx([1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((torch.eye(3), 4), {}, ArgumentError, "k is 4, but the operator has dimension 3"),
+        ((torch.eye(3), 0), {}, ArgumentError, "k is 0"),
+        ((torch.eye(3), True), {}, ArgumentTypeError, "k is True"),
+        ((torch.eye(3),), {"tol": 0.0}, ArgumentError, "tol is 0"),
+        ((torch.eye(3),), {"seed": 0.5}, ArgumentTypeError, "seed is 0.5"),
+        ((torch.eye(3), 2), {"max_matvecs": 1}, ArgumentError, "max_matvecs is 1.*first block takes k = 2"),
+        ((torch.ones(2, 3),), {}, ArgumentError, "must be square"),
+        ((torch.full((2, 2), float("inf")),), {}, NonFiniteError, "no eigenvalues to find"),
+        ((torch.tensor([[0.0, 1.0], [-1.0, 0.0]]),), {}, ArgumentError, "not symmetric.*not reproducible"),
+        ((torch.arange(36.0).view(6, 6),), {}, ArgumentError, "not symmetric"),
+    ],
+)
+def test_messages(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        top_eigenvalues(*arguments, **options)
