@@ -42,8 +42,8 @@ def require_finite_loss(loss: Any, *, step: int, radii: str) -> None:
     """Raise if a loss (a scalar tensor or a number) is NaN or infinite."""
     if not bool(torch.isfinite(torch.as_tensor(loss)).all()):
         raise NonFiniteError(
-            f"The loss at step {step} is {float(loss)}. {_CAUSES.format(radii=radii)}; lower one of them, or pass "
-            "check_finite=False to go on regardless."
+            f"The loss at step {step} is {torch.as_tensor(loss).detach().item()}. {_CAUSES.format(radii=radii)}; lower "
+            "one of them, or pass check_finite=False to go on regardless."
         )
 
 

@@ -20,6 +20,18 @@ from flatmin.perturb import Draw
 from flatmin.vectors import Total, accumulation_dtype, scale_at
 
 
+class Observation:
+    """Collects, from one loop over probes, <g, u> / sigma² of each noisy evaluation by parameter position."""
+
+    def __init__(self) -> None:
+        self.parts: list[dict[int, Tensor]] = []
+
+    def __call__(self, draw: Draw, alignments: Mapping[int, Tensor]) -> None:
+        """Take the inner products <g, u> of one evaluation."""
+        scales = {i: scale_at(draw.scale, i) for i in alignments}
+        self.parts.append({i: a / scales[i] ** 2 for i, a in alignments.items() if scales[i]})
+
+
 class LiveTrace:
     """The latest samples of the Hessian trace, one row a step and one column a parameter group.
 
@@ -34,24 +46,21 @@ class LiveTrace:
         self._samples: Tensor | None = None
         self._count = 0
         self._pending: list[Tensor] | None = None
-        self._parts: list[dict[int, Tensor]] = []
 
-    def observe(self, draw: Draw, alignments: Mapping[int, Tensor]) -> None:
-        """Take the inner products <g, u> of one noisy evaluation, by parameter position."""
-        scales = {i: scale_at(draw.scale, i) for i in alignments}
-        self._parts.append({i: a / scales[i] ** 2 for i, a in alignments.items() if scales[i]})
-
-    def settle(self, groups: Sequence[range], total: Total, loss_scale: Callable[[Tensor], Tensor]) -> None:
+    def settle(
+        self, seen: Observation, groups: Sequence[range], total: Total, loss_scale: Callable[[Tensor], Tensor]
+    ) -> None:
         """Turn the evaluations of one loop over probes into one sample, which waits for :meth:`commit`.
 
         Micro-batches whose losses add up to the step's loss have samples that add up too.
 
         Args:
+            seen: What the evaluations of the loop gave.
             groups: Parameter positions of each group.
             total: Adds partial sums over shards.
             loss_scale: What the loss was multiplied by, as a function that multiplies.
         """
-        parts, self._parts = self._parts, []
+        parts = seen.parts
         if not parts:
             return
         sums = [
@@ -64,7 +73,7 @@ class LiveTrace:
 
     def discard(self) -> None:
         """Forget what has not been committed."""
-        self._pending, self._parts = None, []
+        self._pending = None
 
     def commit(self) -> None:
         """Add what is pending as the sample of one optimizer step."""

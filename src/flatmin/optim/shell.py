@@ -17,7 +17,7 @@ from flatmin.distributed import ShardedTotal, reshard
 from flatmin.errors import ClosureError, ProbeError
 from flatmin.noise import Schedule, value_at
 from flatmin.optim import guards
-from flatmin.optim.live_trace import LiveTrace
+from flatmin.optim.live_trace import LiveTrace, Observation
 from flatmin.optim.wrapper import Wrapper, needs_closure
 from flatmin.perturb import BUFFER_POLICIES, BufferPolicy, Buffers, Evaluation, Flow, FlowFunction, Hosts, Probe
 from flatmin.perturb import gradients as grads
@@ -130,19 +130,13 @@ class Perturbed(Wrapper):
             ProbeError: A loop over :meth:`probes` was left before its end.
             NonFiniteError: The loss or the gradient is NaN or infinite (see ``check_finite``).
         """
-        unfinished, self._open = self._open, None
-        if unfinished is not None:
-            unfinished.abandon()
-            raise ProbeError(
-                "step() came before the loop over probes had ended (a break, or a call inside the loop?), so .grad is "
-                "not the method's direction. The weights are clean; zero the gradients and run the loop to its end."
-            )
         if closure is not None:
             loss = self.base.step(functools.partial(self._evaluate, closure))
         else:
             if needs_closure(self.base):
                 name = type(self.base).__name__
                 raise ClosureError(f"{name} evaluates the loss as often as it likes, so it needs opt.step(closure).")
+            self._require_finished_loop()
             self._require_finite_gradients()
             loss = self.base.step()
         self._trace.commit()
@@ -181,16 +175,18 @@ class Perturbed(Wrapper):
         reshard(modules)
         if owned or not grads.current(parameters):
             self._trace.discard()
+        seen = Observation()
         evaluation = Evaluation(
             parameters,
             buffers=Buffers(self._buffers, modules),
             common_randomness=self._common_randomness,
             owned=owned,
-            observer=self._trace.observe if self._trace.window else None,
+            observer=seen if self._trace.window else None,
         )
         self._open = evaluation
         yield from evaluation.probes(self._start)
-        self._trace.settle(self._group_positions(), ShardedTotal(parameters), scaler.scale if scaler else _identity)
+        total, scale = ShardedTotal(parameters), scaler.scale if scaler else _identity
+        self._trace.settle(seen, self._group_positions(), total, scale)
         self._open = None
 
     def _start(self) -> Flow:
@@ -230,6 +226,15 @@ class Perturbed(Wrapper):
         if weights[0] is None:
             return losses[0]
         return sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
+
+    def _require_finished_loop(self) -> None:
+        unfinished, self._open = self._open, None
+        if unfinished is not None:
+            unfinished.abandon()
+            raise ProbeError(
+                "step() came before the loop over probes had ended (a break, or a call inside the loop?), so .grad is "
+                "not the method's direction. The weights are clean; zero the gradients and run the loop to its end."
+            )
 
     def _require_finite_gradients(self) -> None:
         if self._checks_finite():

@@ -1,0 +1,198 @@
+"""Buffers move as the policy says, the points of a step share their randomness, global generators are left alone."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import flatmin as fm
+from methods_table import every_method, linear_methods
+from problems import closure_of, data, loss, mlp, same, seeded, snapshot, with_state
+
+SGD = torch.optim.SGD
+
+
+def buffers(model):
+    return {name: b.clone() for name, b in model.named_buffers()}
+
+
+def evaluate(opt, model, batch):
+    for probe in opt.probes():
+        with probe:
+            loss(model, batch).backward()
+
+
+@every_method
+def test_first_moves_statistics_as_one_forward_pass_does(method):
+    """... at the first point of the step, and no further: the count goes up by one."""
+    model, batch = with_state(), data(dtype=torch.float32)
+    opt = method.build(SGD(model.parameters(), lr=0.0))
+    expected = copy.deepcopy(model)
+    for number, probe in enumerate(opt.probes()):
+        with probe:
+            if number == 0:
+                expected.load_state_dict(model.state_dict())
+                with torch.random.fork_rng():
+                    expected(batch[0])
+            loss(model, batch).backward()
+    opt.step()
+    assert same(buffers(model), buffers(expected))
+    assert int(model[1].num_batches_tracked) == 1
+
+
+@every_method
+@pytest.mark.parametrize(("policy", "moves"), [("first", 1), ("all", None), ("frozen", 0)])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm1d,
+        lambda n: nn.BatchNorm1d(n, affine=False),
+        lambda n: nn.BatchNorm1d(n, momentum=None),
+        lambda n: nn.SyncBatchNorm.convert_sync_batchnorm(nn.ModuleList([nn.BatchNorm1d(n)]))[0],
+    ],
+    ids=["batch-norm", "without affine", "cumulative", "synchronised"],
+)
+def test_policies(method, policy, moves, norm):
+    if isinstance(seeded(lambda: norm(6)), nn.SyncBatchNorm) and not torch.cuda.is_available():
+        norm = nn.BatchNorm1d  # runs on accelerators alone; its buffers are those of any batch-norm
+    model = seeded(lambda: nn.Sequential(nn.Linear(6, 6), norm(6), nn.Linear(6, 3)))
+    momentum = model[1].momentum
+    opt = method.build(SGD(model.parameters(), lr=0.0), buffers=policy)
+    before = buffers(model)
+    for step in range(1, 4):  # as often as one likes: nothing adds up
+        opt.step(closure_of(opt, model, data(dtype=torch.float32)))
+        count = method.evaluations if moves is None else moves
+        assert int(model[1].num_batches_tracked) == count * step
+    assert model[1].momentum == momentum
+    assert same(buffers(model), before) == (policy == "frozen")
+
+
+@every_method
+def test_buffers_of_other_kinds(method):
+    """Whatever a forward pass writes into a buffer, in place or by putting another tensor there."""
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Linear(6, 3)
+            self.register_buffer("seen", torch.zeros(()))
+            self.register_buffer("mean", torch.zeros(3))
+            self.register_buffer("mask", torch.ones(3, dtype=torch.bool))
+
+        def forward(self, x):
+            out = self.w(x)
+            self.seen += 1
+            self.mean = 0.9 * self.mean + 0.1 * out.detach().mean(0)
+            return out
+
+    model = Counting()
+    opt = method.build(SGD(model.parameters(), lr=0.0))
+    opt.step(closure_of(opt, model, data(dtype=torch.float32)))
+    assert model.seen == 1
+    plain = model.mean.clone()
+    opt.step(closure_of(opt, model, data(dtype=torch.float32)))
+    assert model.seen == 2
+    assert not torch.equal(model.mean, plain)
+
+
+@every_method
+def test_modules_are_found_through_wrappers_and_containers(method):
+    class Part(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.w = nn.BatchNorm1d(6, affine=False), nn.Linear(6, 3)  # norm has no parameter of its own
+
+        def forward(self, x):
+            return self.w(self.norm(x))
+
+    for wrap in (lambda m: m, lambda m: nn.Sequential(nn.Identity(), m), lambda m: nn.DataParallel(m)):
+        part = Part()
+        model = wrap(part)
+        opt = method.build(SGD(part.parameters(), lr=0.0))
+        opt.step(closure_of(opt, model, data(dtype=torch.float32)))
+        assert int(part.norm.num_batches_tracked) == 1
+
+
+@every_method
+def test_the_model_can_be_named(method):
+    model = with_state()
+    opt = method.build(SGD(model.parameters(), lr=0.0), model=model)
+    opt.step(closure_of(opt, model, data(dtype=torch.float32)))
+    assert int(model[1].num_batches_tracked) == 1
+
+
+def masks_seen(method, **options):
+    model, seen = with_state(), []
+    model[2].register_forward_hook(lambda _m, _i, out: seen.append(out == 0))
+    opt = method.build(SGD(model.parameters(), lr=0.1), **options)
+    closure = closure_of(opt, model, data(dtype=torch.float32))
+    draws = []
+
+    def drawing():
+        value = closure()
+        draws.append((random.random(), np.random.rand(), float(torch.rand(()))))
+        return value
+
+    opt.step(drawing)
+    opt.step(drawing)
+    return seen, draws
+
+
+@every_method
+def test_the_points_of_a_step_see_the_same_random_numbers(method):
+    n = method.evaluations
+    masks, draws = masks_seen(method)
+    for step in (0, 1):
+        assert all(torch.equal(masks[step * n], m) for m in masks[step * n : (step + 1) * n])
+        assert len(set(draws[step * n : (step + 1) * n])) == 1
+    assert not torch.equal(masks[0], masks[n])
+    assert draws[0] != draws[n]
+
+
+@every_method
+def test_an_option_turns_that_off(method):
+    masks, draws = masks_seen(method, common_randomness=False)
+    assert not torch.equal(masks[0], masks[1])
+    assert len(set(draws)) == len(draws)
+
+
+@every_method
+def test_global_generators_end_where_one_evaluation_leaves_them(method):
+    """With a model that draws nothing, they are not touched at all."""
+    model = mlp()
+    opt = method.build(SGD(model.parameters(), lr=0.1))
+    before = torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()
+    evaluate(opt, model, data())
+    opt.step()
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1], before[2]) == (np.random.get_state()[1].tobytes(), random.getstate())
+
+
+@linear_methods
+def test_noise_does_not_depend_on_the_global_generators(method):
+    results = []
+    for seed in (0, 1):
+        model = mlp()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            opt = method.build(SGD(model.parameters(), lr=0.1))
+            opt.step(closure_of(opt, model, data()))
+        results.append(snapshot(model))
+    assert same(*results)
+
+
+def test_two_optimizers_on_two_models_do_not_disturb_each_other():
+    """As in a GAN: the buffers of the other model are not put back."""
+    a, b = with_state(), with_state()
+    opt_a = fm.NSO(SGD(a.parameters(), lr=0.1), sigma=0.01)
+    fm.NSO(SGD(b.parameters(), lr=0.1), sigma=0.01)
+    batch = data(dtype=torch.float32)
+    for probe in opt_a.probes():
+        with probe:
+            loss(b, batch)
+            loss(a, batch).backward()
+    assert int(b[1].num_batches_tracked) == 2
+    assert int(a[1].num_batches_tracked) == 1
