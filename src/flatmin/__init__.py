@@ -5,7 +5,8 @@
 >>> opt = fm.NSO(torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9), sigma=0.01, seed=0)
 """
 
-from flatmin import flows
+from flatmin import flows, landscape
+from flatmin.curvature import EigenPairs, Hessian, TraceEstimate, top_eigenvalues, trace
 from flatmin.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -15,6 +16,7 @@ from flatmin.errors import (
     NonFiniteError,
     ProbeError,
 )
+from flatmin.measures import GapEstimate, perturbation_gap
 from flatmin.noise import Binomial, Gaussian, Laplace, Rademacher, Uniform, schedules
 from flatmin.optim import NSO, SAM, WPSGD
 from flatmin.perturb import gradient
@@ -30,14 +32,22 @@ __all__ = [
     "Binomial",
     "ClosureError",
     "DataError",
+    "EigenPairs",
     "FlatminError",
+    "GapEstimate",
     "Gaussian",
+    "Hessian",
     "Laplace",
     "NonFiniteError",
     "ProbeError",
     "Rademacher",
+    "TraceEstimate",
     "Uniform",
     "flows",
     "gradient",
+    "landscape",
+    "perturbation_gap",
     "schedules",
+    "top_eigenvalues",
+    "trace",
 ]

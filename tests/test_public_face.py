@@ -1,0 +1,43 @@
+"""The public face is decided, not grown: a new public name is a change of this file."""
+
+import subprocess
+import sys
+
+import flatmin as fm
+
+NAMES = """
+    NSO SAM WPSGD
+    Hessian trace top_eigenvalues perturbation_gap TraceEstimate EigenPairs GapEstimate
+    Binomial Gaussian Laplace Rademacher Uniform
+    flows gradient landscape schedules
+    ArgumentError ArgumentTypeError ClosureError DataError FlatminError NonFiniteError ProbeError
+"""
+
+
+def test_the_public_names():
+    assert sorted(fm.__all__) == sorted(NAMES.split())
+    assert all(hasattr(fm, name) for name in fm.__all__)
+
+
+def test_every_public_thing_says_what_it_is():
+    for name in fm.__all__:
+        assert (getattr(fm, name).__doc__ or "").strip(), name
+
+
+def test_the_library_imports_torch_and_numpy_alone():
+    code = (
+        "import sys, torch, numpy; before = set(sys.modules); import flatmin; "
+        "new = {m.split('.')[0] for m in set(sys.modules) - before}; "
+        "print(sorted(new - set(sys.stdlib_module_names) - {'flatmin', 'torch', 'numpy'}))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
+def test_importing_draws_no_random_number_and_changes_no_setting():
+    code = (
+        "import torch; s = torch.get_rng_state(); t = torch.get_num_threads(); d = torch.get_default_dtype(); "
+        "import flatmin; assert torch.equal(s, torch.get_rng_state()); "
+        "assert (t, d) == (torch.get_num_threads(), torch.get_default_dtype())"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
