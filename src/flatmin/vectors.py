@@ -104,7 +104,11 @@ class Vector:
             tensors = torch._foreach_mul(tensors, [scale[i] for i in positions])
         elif isinstance(scale, Tensor):
             # A number that lives on a device stays there: no synchronisation, and no promotion of the vector.
-            tensors = [tensor * scale.to(tensor.device, tensor.dtype) for tensor in tensors]
+            first = scale.to(tensors[0].device, tensors[0].dtype)
+            if all(t.device == first.device and t.dtype == first.dtype for t in tensors):
+                tensors = torch._foreach_mul(tensors, first)
+            else:
+                tensors = [t * scale.to(t.device, t.dtype) for t in tensors]
         else:
             tensors = torch._foreach_mul(tensors, float(scale))
         return Vector(dict(zip(positions, tensors, strict=True)), self.total)
@@ -120,7 +124,13 @@ class Vector:
 
     def norm(self) -> Tensor:
         """Return the Euclidean norm over all parameters (0-dim, on the device)."""
-        return self.dot(self).sqrt()
+        if not self.tensors:
+            return plain_total({})
+        if any(tensor.layout != torch.strided for tensor in self.tensors.values()):
+            return self.dot(self).sqrt()
+        tensors = list(self.tensors.values())
+        norms = torch._foreach_norm(tensors, 2.0, accumulation_dtype(tensors[0].device))
+        return self.total({i: norm.square() for i, norm in zip(self.tensors, norms, strict=True)}).sqrt()
 
     def unit(self) -> Vector:
         """Return the vector of length one in this direction; the zero vector stays zero."""
