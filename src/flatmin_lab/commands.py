@@ -44,7 +44,7 @@ class Compare:
     methods: tuple[str, ...] = tuple(METHODS)
     tasks: tuple[str, ...] = tuple(TASKS)
     seeds: int = 8
-    budget: int = 1600
+    budget: int = 1200
     out: Path = DEFAULT_FOLDER
     workers: int | None = None
     device: str = "cpu"

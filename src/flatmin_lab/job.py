@@ -25,8 +25,8 @@ NUM_MATVECS = 50
 SURFACE_REACH = 1.0
 """How far a surface extends on either side of the solution, in filter norms."""
 
-SURFACE_POINTS = 25
-"""Points along either direction of a surface."""
+SURFACE_STEPS = 12
+"""Points along either direction and to either side of a solution."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def draw(spec: RunSpec, model: nn.Module, split: Split) -> Surface:
     """
     from flatmin.landscape import surface
 
-    coordinates = torch.linspace(-SURFACE_REACH, SURFACE_REACH, SURFACE_POINTS)
+    coordinates = torch.arange(-SURFACE_STEPS, SURFACE_STEPS + 1) * (SURFACE_REACH / SURFACE_STEPS)  # 0 is among them
     plane = surface(
         model, functional.cross_entropy, [(split.inputs, split.targets)], coordinates=coordinates, seed=spec.seed
     )

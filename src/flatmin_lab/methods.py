@@ -85,8 +85,8 @@ def _given(value: float | None) -> float:
     return value
 
 
-_SIGMAS = (0.05, 0.1, 0.15, 0.2)
-_RHOS = (0.2, 0.5, 1.0, 2.0)
+_SIGMAS = (0.02, 0.05, 0.1, 0.15)
+_RHOS = (0.1, 0.2, 0.5, 1.0)
 
 METHODS: dict[str, Method] = {
     m.name: m

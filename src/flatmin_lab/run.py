@@ -178,8 +178,8 @@ class _Training:
             train_accuracy=train_accuracy,
             validation_loss=validation_loss,
             validation_accuracy=validation_accuracy,
-            live_trace=None if live is None else float(live.value),
-            live_trace_stderr=None if live is None else float(live.stderr),
+            live_trace=None if live is None else _known(live.value),
+            live_trace_stderr=None if live is None else _known(live.stderr),
         )
 
     def finish(self, history: list[Point]) -> Trained:
@@ -222,6 +222,11 @@ class _Training:
             gradient_evaluations=self.evaluations,
             seconds=self.seconds,
         )
+
+
+def _known(value: float) -> float | None:
+    """``value``, or None where it is NaN: a single sample has no standard error."""
+    return None if math.isnan(value) else float(value)
 
 
 def _batches(split: Split, size: int, source: torch.Generator) -> Iterator[Split]:
