@@ -11,6 +11,7 @@ from torch import Tensor
 from flatmin.distributed import local
 from flatmin.errors import ArgumentError, ClosureError, NonFiniteError
 from flatmin.perturb.gradients import current
+from flatmin.vectors import accumulation_dtype
 
 _CAUSES = "Likely causes: too large a learning rate or radius ({radii}), or bad data. The weights are as they were"
 
@@ -51,7 +52,11 @@ def require_finite_gradients(parameters: Mapping[int, Tensor], *, step: int, rad
     """Raise if a gradient holds NaN or infinity."""
     present = {i: local(g) for i, g in current(parameters).items()}
     values = {i: g.coalesce().values() if g.is_sparse else g for i, g in present.items()}
-    bad = [i for i, v in values.items() if not _is_finite(v)]
+    # Sums are one cheap pass that shows NaN and infinity. One can overflow by itself, so only a "no" is looked into.
+    sums = [value.sum(dtype=accumulation_dtype(value.device)) for value in values.values()]
+    if not sums or bool(torch.isfinite(torch.stack([s.to(sums[0].device) for s in sums])).all()):
+        return
+    bad = [i for i, value in values.items() if not bool(torch.isfinite(value).all())]
     if bad:
         raise NonFiniteError(
             f"The gradient at step {step} is NaN or infinite in {len(bad)} of {len(values)} parameters (the first is "
@@ -59,7 +64,3 @@ def require_finite_gradients(parameters: Mapping[int, Tensor], *, step: int, rad
             "gradients before you go on, or pass check_finite=False to step regardless."
         )
 
-
-def _is_finite(values: Tensor) -> bool:
-    # A sum is one cheap pass that shows NaN and infinity. It can overflow by itself, so only its "no" is looked into.
-    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
