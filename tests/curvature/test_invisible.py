@@ -34,7 +34,7 @@ class Restless(nn.Module):
     def forward(self, x):
         self.calls += 1
         self.cache = x.detach().clone()
-        noise = torch.rand(()) + random.random() + np.random.rand()  # noqa: NPY002
+        noise = torch.rand(()) + random.random() + np.random.rand()
         self.inner.train(not self.inner.training)
         return self.inner(x) * (1 + 0 * noise)
 

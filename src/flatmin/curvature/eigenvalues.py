@@ -32,9 +32,10 @@ def top_eigenvalues(
 ) -> EigenPairs:
     r"""Find the k eigenvalues of largest magnitude, of either sign, by block Lanczos with full reorthogonalisation.
 
-    From k random vectors V₀ the space span(V₀, A V₀, A² V₀, ...) is built, and the eigenpairs (θ, V s) of A restricted
-    to it are taken (Rayleigh and Ritz). Blocks of k find eigenvalues that occur up to k times, which a single vector
-    cannot. Coefficients are computed in float64, whatever the type of the operator; the residual of each pair,
+    From k + 1 random vectors V₀ the space span(V₀, A V₀, A² V₀, ...) is built, and the eigenpairs (θ, V s) of A
+    restricted to it are taken (Rayleigh and Ritz). A block finds eigenvalues that occur several times, which a single
+    vector cannot, and its one vector more than k guards against a start that happens to be all but orthogonal to an
+    eigenvector. Coefficients are computed in float64, whatever the type of the operator; the residual of each pair,
 
     .. math:: \|A x - \theta x\|, \qquad |\theta - \lambda| \le \|A x - \theta x\| \text{ for some eigenvalue } \lambda,
 
@@ -42,15 +43,15 @@ def top_eigenvalues(
     rounding error, 100 ε max \|θ\|, which is where zero eigenvalues end) and no Ritz value outside the k could, within
     its own residual, still overtake them.
 
-    Cost: about k products a block, each block a single call of ``operator @ block``; three to six blocks where the
-    spectrum has outliers, as Hessians have. Memory: one vector of d coordinates for each product, and 3 k more.
+    Cost: k + 1 products a block, each block a single call of ``operator @ block``; about six blocks where the spectrum
+    has outliers, as Hessians have. Memory: one vector of d coordinates for each product, and 6 (k + 1) more.
 
     Args:
         operator: Anything with ``shape`` (d, d), ``dtype``, ``device`` and ``@``; symmetric.
         k: How many; at most d.
         seed: Seed of the random start.
         tol: Relative residual to reach. The error of an isolated eigenvalue is of the order of its square.
-        max_matvecs: The most products to spend; at least k. Default: the larger of 100 and 20 k.
+        max_matvecs: The most products to spend; at least k + 1. Default: the larger of 100 and 20 k.
 
     Returns:
         Values and residuals of shape (k,), on the CPU; vectors of shape (d, k), on the operator's device. For a
@@ -74,9 +75,10 @@ def top_eigenvalues(
     whole("seed", seed, minimum=0, hint="It is the seed of the random start.")
     tol = positive("tol", tol, hint="It is the residual to reach relative to the eigenvalue, such as 1e-3.")
     budget = max(100, 20 * k) if max_matvecs is None else max_matvecs
-    whole("max_matvecs", budget, minimum=k, hint=f"The first block takes k = {k} products.")
+    width = min(d, k + 1)
+    whole("max_matvecs", budget, minimum=width, hint=f"The first block takes {width} products.")
 
-    space = Krylov(operator, d, width=k, seed=seed)
+    space = Krylov(operator, d, width=width, seed=seed)
     ritz, settled = _Ritz.of(space), False
     while not (settled := ritz.settled(k, tol)) and 0 < space.num_next <= budget - space.size:
         space.extend()

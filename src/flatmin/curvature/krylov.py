@@ -56,7 +56,7 @@ class Krylov:
         stream = Stream(seed).child(_STREAM)
         for j, row in enumerate(start):
             Gaussian().sample_(row, stream.generator(j, row.device))
-        self._next, _ = self._orthonormalised(start, at_most=width)
+        self._next, _ = self._orthonormalised(start)
         self.coupling = torch.zeros(self.num_next, 0, dtype=self._wide)
         self.extend()
 
@@ -89,7 +89,7 @@ class Krylov:
         restricted[:, old:] = coefficients
         self._check_symmetry(restricted)
         self.restricted = restricted
-        self._next, reached = self._orthonormalised(image, at_most=self._d - size)
+        self._next, reached = self._orthonormalised(image)
         self.coupling = torch.cat([torch.zeros(len(reached), old, dtype=self._wide), reached], dim=1)
 
     def combine(self, coefficients: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class Krylov:
             total += torch.cat(parts).cpu() if parts else 0.0
         return total
 
-    def _orthonormalised(self, rows: Tensor, *, at_most: int) -> tuple[Tensor, Tensor]:
+    def _orthonormalised(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return an orthonormal basis Q of ``rows`` (n, d), which are orthogonal to V, and C with rows = C'Q."""
         found: list[Tensor] = []
         coupling = torch.zeros(len(rows), len(rows), dtype=self._wide)
@@ -118,7 +118,7 @@ class Krylov:
                 coupling[i, j] = part = other @ row
                 row.sub_(other * part)
             length = row.norm()
-            if len(found) == at_most or float(length) <= 10 * self.eps * self._largest:
+            if float(length) <= 10 * self.eps * self._largest:
                 continue
             coupling[len(found), j] = length
             row.div_(length)

@@ -146,8 +146,8 @@ def perturbation_gap(
         except NonFiniteError as error:
             raise NonFiniteError(
                 f"the loss is not finite at weights displaced by noise of sigma={sigma:g}, though it is "
-                f"{clean_loss:.4g} at the weights themselves. Likely cause: sigma is too large for these weights; take a "
-                "smaller one."
+                f"{clean_loss:.4g} at the weights themselves. Likely cause: sigma is too large for these weights; take "
+                "a smaller one."
             ) from error
         finally:
             displacer.release()
