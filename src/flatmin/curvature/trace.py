@@ -50,8 +50,9 @@ def trace(
     :math:`2(\|A\|_F^2 - \sum_i A_{ii}^2)`, the least among laws with independent coordinates; a diagonal matrix is
     exact after one. The standard error is s/√n with the sample deviation s of the n numbers z'Az.
 
-    Where one or two eigenvalues dominate, the numbers z'Az are skewed, and intervals from fewer than some 30 probes hold
-    the truth less often than they say (a rank-one A, 20 probes: 88 % for 95 %; 100 probes: 94 %).
+    Where one or two eigenvalues dominate, the numbers z'Az are skewed, and intervals from fewer than some 30 probes
+    hold the truth less often than they say: with eigenvalues 20, 5, 2 and 27 of 0.1, a 95 % interval does so in 88 %
+    of cases at 20 probes, in 94 % at 100.
 
     With ``rtol`` or ``atol`` probes are added until stderr ≤ max(``atol``, ``rtol`` · \|value\|), at least 32. The
     change of the running mean from one probe to the next, by which some codes stop, says nothing about the error.
