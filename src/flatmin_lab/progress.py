@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flatmin_lab.sweep import Event
 
 _SECONDS_BETWEEN_LINES = 10.0
+_MEASURING = "measuring curvature"
 
 
 class Display:
@@ -60,19 +61,22 @@ class Display:
         elif isinstance(event, Progressed | Finished) and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
             at = _at(event.point) if isinstance(event, Progressed) else "done"
-            self.note(f"{self._clock}   {_title(event.job)}: {at}")
+            self.note(f"{self._clock}   {event.job.spec.name}: {at}")
 
 
 class _Clock:
     """Runs done and time left, from the weight of the jobs done since the start and of those to come."""
 
     def __init__(self) -> None:
-        self.begin = time.monotonic()
+        self._begin = time.monotonic()
+        self._first_point: float | None = None  # workers take seconds to start, which say nothing about a run
         self.runs_done = self.runs_total = 0
         self._work_done = self._work_left = 0.0
         self._partly: dict[Job, float] = {}
 
     def count(self, event: Event | Planned) -> None:
+        if self._first_point is None and isinstance(event, Progressed | Finished):
+            self._first_point = time.monotonic()
         if isinstance(event, Planned):
             self.runs_done, self.runs_total = event.runs_done, event.runs_total
             self._work_left = event.work_left
@@ -89,16 +93,16 @@ class _Clock:
 
     @property
     def left(self) -> str:
-        """Time left, as text; nothing to say before anything is done."""
+        """Time left, as text; unknown before half a run is done."""
         partly = sum(self._partly.values())
         done = self._work_done + partly
-        if done < 1.0:
+        if self._first_point is None or done < 0.5:
             return "time left unknown"
-        seconds = (time.monotonic() - self.begin) / done * max(self._work_left - partly, 0.0)
+        seconds = (time.monotonic() - self._first_point) / done * max(self._work_left - partly, 0.0)
         return f"about {_clock_time(seconds)} left"
 
     def __str__(self) -> str:
-        elapsed = _clock_time(time.monotonic() - self.begin)
+        elapsed = _clock_time(time.monotonic() - self._begin)
         return f"{self.runs_done}/{self.runs_total} runs, {elapsed} elapsed, {self.left}"
 
 
@@ -121,17 +125,14 @@ class _Bars:
         self.progress.update(self._all, completed=clock.runs_done, total=clock.runs_total, at=clock.left)
         if isinstance(event, Started):
             total = event.job.spec.budget
-            doing = "" if event.job.stored is None else "measuring"
-            self._jobs[event.job] = self.progress.add_task(_title(event.job), total=total, at=doing)
+            done, at = (0, "") if event.job.stored is None else (total, _MEASURING)
+            self._jobs[event.job] = self.progress.add_task(event.job.spec.name, total=total, completed=done, at=at)
         elif isinstance(event, Progressed):
             done = event.point.evaluations
-            self.progress.update(self._jobs[event.job], completed=done, at=_at(event.point))
+            at = _MEASURING if event.job.measure and done == event.job.spec.budget else _at(event.point)
+            self.progress.update(self._jobs[event.job], completed=done, at=at)
         elif isinstance(event, Finished | Lost):
             self.progress.remove_task(self._jobs.pop(event.job))
-
-
-def _title(job: Job) -> str:
-    return job.spec.name
 
 
 def _at(point: Point) -> str:
