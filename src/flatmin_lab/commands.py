@@ -10,7 +10,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 DEFAULT_FOLDER = Path("runs/compare")
 
+_METHODS_HELP = f"What to compare: {', '.join(f'{m.name} ({m.label})' for m in METHODS.values())}."
+_TASKS_HELP = f"On what: {'; '.join(f'{t.name} ({t.summary})' for t in TASKS.values())}."
+
 
 @dataclass(frozen=True)
 class Compare:
@@ -31,8 +34,8 @@ class Compare:
     Every method gets the same number of gradient evaluations, and sigma and rho are chosen on validation data alone.
 
     Attributes:
-        methods: What to compare: sgd, wpsgd, nso, sam.
-        tasks: On what: digits-clean, digits-noisy.
+        methods: What to compare.
+        tasks: On what.
         seeds: Paired seeds. With fewer than six the exact test cannot reach p = 0.05.
         budget: Gradient evaluations of each run, the same for every method.
         out: The run folder: new, empty, or one to continue.
@@ -41,8 +44,8 @@ class Compare:
         json: Print the result as JSON, and nothing else, on standard output.
     """
 
-    methods: tuple[str, ...] = tuple(METHODS)
-    tasks: tuple[str, ...] = tuple(TASKS)
+    methods: Annotated[tuple[str, ...], tyro.conf.arg(help=_METHODS_HELP)] = tuple(METHODS)
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(help=_TASKS_HELP)] = tuple(TASKS)
     seeds: int = 8
     budget: int = 1200
     out: Path = DEFAULT_FOLDER
