@@ -11,7 +11,6 @@ from pathlib import Path
 
 from flatmin.checks import whole
 from flatmin.errors import ArgumentError
-from flatmin_lab.files import explained
 from flatmin_lab.methods import METHODS, method
 from flatmin_lab.plan import Planned, final_specs, first_round, is_drawn, rounds, select
 from flatmin_lab.run import usable_device
@@ -123,11 +122,9 @@ def publish(comparison: Comparison, store: Store) -> dict[str, Path]:
     from flatmin_lab.report.table import results_frame
 
     page = store.folder / "report.html"
-    files = {
+    write_report(comparison, page)
+    return {
         "comparison": store.write("comparison.json", comparison.model_dump_json(indent=1)),
         "results": store.write("results.csv", results_frame(comparison).to_csv(index=False)),
         "report": page,
     }
-    with explained(page, "write"):
-        write_report(comparison, page)
-    return files
