@@ -1,0 +1,94 @@
+"""Loss surfaces around solutions, side by side on one colour scale (Li et al. 2018, arXiv:1712.09913)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.ticker import FuncFormatter
+
+from flatmin_lab.report.style import INK
+from flatmin_lab.report.svg import RC, panel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.figure import Figure
+
+    from flatmin_lab.spec import Surface
+
+_LOG_RANGE = 20.0
+_NUM_LEVELS = 11
+
+
+@dataclass(frozen=True)
+class ColourScale:
+    """One scale for several surfaces: contour levels, logarithmic where the range asks for it."""
+
+    levels: tuple[float, ...]
+    is_logarithmic: bool
+
+    @property
+    def norm(self) -> Normalize:
+        """Matplotlib's map from loss to colour."""
+        kind = LogNorm if self.is_logarithmic else Normalize
+        return kind(self.levels[0], self.levels[-1])
+
+
+def common_scale(surfaces: Sequence[Surface]) -> ColourScale | None:
+    """Levels that hold every finite loss of all surfaces.
+
+    Args:
+        surfaces: Surfaces that will be compared by eye.
+
+    Returns:
+        The scale, log-spaced where the largest loss is more than twenty times the smallest; None where no loss is
+        finite.
+    """
+    losses = np.concatenate([np.ravel(s.loss) for s in surfaces]) if surfaces else np.empty(0)
+    losses = losses[np.isfinite(losses)]
+    if losses.size == 0:
+        return None
+    low, high = float(losses.min()), float(losses.max())
+    if not high > low:  # a plane: any small range around it
+        low, high = low - 0.5, high + 0.5
+    if low > 0 and high / low > _LOG_RANGE:
+        return ColourScale(tuple(map(float, np.geomspace(low, high, _NUM_LEVELS))), is_logarithmic=True)
+    return ColourScale(tuple(map(float, np.linspace(low, high, _NUM_LEVELS))), is_logarithmic=False)
+
+
+def surface_figure(surface: Surface, scale: ColourScale, title: str) -> Figure:
+    """Draw one surface: filled contours as an embedded PNG, axes in filter norms, the solution as a cross.
+
+    Args:
+        surface: Loss on a plane through a solution.
+        scale: From `common_scale` over all surfaces shown together.
+        title: Whose solution it is.
+
+    Returns:
+        The figure. Points without a finite loss stay blank.
+    """
+    x = np.asarray(surface.coordinates)
+    loss = np.ma.masked_invalid(np.asarray(surface.loss, dtype=np.float64))
+    with mpl.rc_context(RC):
+        figure, axes = panel(4.7, 3.9)
+        # loss[i][j] lies at (x[i], x[j]); contour wants rows along the vertical axis
+        filled = axes.contourf(x, x, loss.T, levels=scale.levels, norm=scale.norm, cmap="viridis", extend="both")
+        filled.set_rasterized(True)
+        axes.contour(x, x, loss.T, levels=scale.levels, colors="white", linewidths=0.5, alpha=0.7)
+        axes.plot(0, 0, "+", color="white", markersize=11, markeredgewidth=1.8)
+        axes.set_title(title, color=INK.light)
+        axes.set_xlabel("First direction (filter norms)")
+        axes.set_ylabel("Second direction (filter norms)")
+        axes.set_aspect("equal")
+        bar = figure.colorbar(filled, ax=axes, ticks=scale.levels[::2], shrink=0.9)
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+        bar.ax.minorticks_off()
+        bar.set_label("Training loss")
+        bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        if bar.solids is not None:
+            bar.solids.set_rasterized(True)
+    return figure
