@@ -18,41 +18,17 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from flatmin_lab import tasks
 from flatmin_lab.environment import environment
 from flatmin_lab.errors import StoreError
 from flatmin_lab.files import explained, write_whole
+from flatmin_lab.header import Header, comparable, require_comparable
 from flatmin_lab.job import Outcome
 from flatmin_lab.lock import FolderLock
 from flatmin_lab.spec import CompareSpec, RunResult, RunSpec, Surface
 
-FORMAT = 1
-"""Raised whenever the layout of the folder changes."""
-
 _Stored = TypeVar("_Stored", bound=BaseModel)
-
-
-class Header(BaseModel):
-    """What `compare.json` holds.
-
-    Attributes:
-        comparable: Fields that must be equal for runs to be compared.
-        asked: The comparison last asked for.
-        environment: Machine and software the folder was begun with.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    comparable: dict[str, int | str]
-    asked: CompareSpec
-    environment: dict[str, str]
-
-
-def comparable(spec: CompareSpec) -> dict[str, int | str]:
-    """The fields that all runs of one folder share; tasks, methods and seeds may grow."""
-    return {"format": FORMAT, "tasks version": tasks.VERSION, "budget": spec.budget, "device": spec.device}
 
 
 class Store:
@@ -124,7 +100,7 @@ class Store:
         here = environment()
         if (self.folder / "compare.json").exists():
             former = self.header()
-            self._require_comparable(former, spec)
+            require_comparable(former, spec, self.folder)
             changed = [f"{k} {v} (now {here.get(k)})" for k, v in former.environment.items() if here.get(k) != v]
             if changed:
                 self.note(f"{self.folder} was begun with {', '.join(changed)}: numbers may differ in the last digits.")
@@ -217,19 +193,6 @@ class Store:
     def folder_of(self, spec: RunSpec) -> Path:
         """The folder of one run."""
         return self.folder / "runs" / spec.name
-
-    def _require_comparable(self, former: Header, spec: CompareSpec) -> None:
-        wanted = comparable(spec)
-        names = sorted(wanted.keys() | former.comparable.keys())
-        differing = [n for n in names if wanted.get(n) != former.comparable.get(n)]
-        if differing:
-            stated = "; ".join(f"{n} is {former.comparable.get(n)} there and {wanted.get(n)} here" for n in differing)
-            same = " ".join(f"--{n} {former.comparable[n]}" for n in ("budget", "device") if n in differing)
-            to_continue = f" or give {same} to continue that one" if set(differing) <= {"budget", "device"} else ""
-            raise StoreError(
-                f"{self.folder} holds runs of another configuration, which cannot be compared with these: {stated}. "
-                f"Choose another folder with --out{to_continue}."
-            )
 
     def _is_sound(self, found: RunResult, spec: RunSpec) -> bool:
         if found.spec != spec:
