@@ -45,19 +45,16 @@ def accumulation_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner product of two tensors of one shape, summed in :func:`accumulation_dtype` (0-dim)."""
-    if a.layout != torch.strided or b.layout != torch.strided:  # a sparse gradient meets a dense perturbation
-        a, b = (t.to_dense() if t.layout != torch.strided else t for t in (a, b))
-    return torch.sum(a * b, dtype=accumulation_dtype(a.device))
-
-
 def plain_total(parts: Mapping[int, Tensor]) -> Tensor:
     """Return the sum of 0-dim tensors, on the device of the first; zero for none."""
     values = list(parts.values())
     if not values:
         return torch.zeros((), dtype=torch.float64)
     return torch.stack([value.to(values[0].device) for value in values]).sum()
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
 class Vector:
@@ -118,9 +115,19 @@ class Vector:
     def __truediv__(self, scale: float | Tensor) -> Vector:
         return self * (1.0 / scale)
 
+    def inner_parts(self, other: Vector) -> dict[int, Tensor]:
+        """Return the inner products with ``other``, one for each shared position (0-dim, in double precision)."""
+        shared = [i for i in self.tensors if i in other.tensors]
+        if not shared:
+            return {}
+        # A sparse gradient may meet a dense perturbation.
+        mine, theirs = ([_dense(v.tensors[i]) for i in shared] for v in (self, other))
+        products = torch._foreach_mul(mine, theirs)
+        return {i: p.sum(dtype=accumulation_dtype(p.device)) for i, p in zip(shared, products, strict=True)}
+
     def dot(self, other: Vector) -> Tensor:
         """Return the inner product with ``other`` over all parameters (0-dim, on the device)."""
-        return self.total({i: inner(t, other.tensors[i]) for i, t in self.tensors.items() if i in other.tensors})
+        return self.total(self.inner_parts(other))
 
     def norm(self) -> Tensor:
         """Return the Euclidean norm over all parameters (0-dim, on the device)."""

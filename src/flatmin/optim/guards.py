@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -32,23 +32,23 @@ def require_loss(loss: Any, parameters: Mapping[int, Tensor]) -> None:
             "The closure returned None, so its loss is unknown; most likely its `return loss` is missing. "
             "The weights are as they were."
         )
-    if not current(parameters):
+    if all(parameter.grad is None for parameter in parameters.values()):
         raise ClosureError(
             "The closure left no gradient on any parameter; most likely it does not call loss.backward(), or the "
             "optimizer holds other parameters than the model. The weights are as they were."
         )
 
 
-def require_finite_loss(loss: Any, *, step: int, radii: str) -> None:
+def require_finite_loss(loss: Any, *, step: int, radii: Callable[[], str]) -> None:
     """Raise if a loss (a scalar tensor or a number) is NaN or infinite."""
     if not bool(torch.isfinite(torch.as_tensor(loss)).all()):
         raise NonFiniteError(
-            f"The loss at step {step} is {torch.as_tensor(loss).detach().item()}. {_CAUSES.format(radii=radii)}; lower "
-            "one of them, or pass check_finite=False to go on regardless."
+            f"The loss at step {step} is {torch.as_tensor(loss).detach().item()}. {_CAUSES.format(radii=radii())}; "
+            "lower one of them, or pass check_finite=False to go on regardless."
         )
 
 
-def require_finite_gradients(parameters: Mapping[int, Tensor], *, step: int, radii: str) -> None:
+def require_finite_gradients(parameters: Mapping[int, Tensor], *, step: int, radii: Callable[[], str]) -> None:
     """Raise if a gradient holds NaN or infinity."""
     present = {i: local(g) for i, g in current(parameters).items()}
     values = {i: g.coalesce().values() if g.is_sparse else g for i, g in present.items()}
@@ -60,7 +60,6 @@ def require_finite_gradients(parameters: Mapping[int, Tensor], *, step: int, rad
     if bad:
         raise NonFiniteError(
             f"The gradient at step {step} is NaN or infinite in {len(bad)} of {len(values)} parameters (the first is "
-            f"number {bad[0]}, of shape {tuple(values[bad[0]].shape)}). {_CAUSES.format(radii=radii)}; zero the "
+            f"number {bad[0]}, of shape {tuple(values[bad[0]].shape)}). {_CAUSES.format(radii=radii())}; zero the "
             "gradients before you go on, or pass check_finite=False to step regardless."
         )
-

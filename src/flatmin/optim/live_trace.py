@@ -24,12 +24,21 @@ class Observation:
     """Collects, from one loop over probes, <g, u> / sigma² of each noisy evaluation by parameter position."""
 
     def __init__(self) -> None:
-        self.parts: list[dict[int, Tensor]] = []
+        self._sums: dict[int, Tensor] = {}
+        self._count = 0
 
     def __call__(self, draw: Draw, alignments: Mapping[int, Tensor]) -> None:
         """Take the inner products <g, u> of one evaluation."""
-        scales = {i: scale_at(draw.scale, i) for i in alignments}
-        self.parts.append({i: a / scales[i] ** 2 for i, a in alignments.items() if scales[i]})
+        weights = {i: scale**-2 for i in alignments if (scale := scale_at(draw.scale, i))}
+        if weights:
+            parts = torch._foreach_mul([alignments[i] for i in weights], list(weights.values()))
+            for i, part in zip(weights, parts, strict=True):
+                self._sums[i] = self._sums[i] + part if i in self._sums else part
+        self._count += 1
+
+    def means(self) -> dict[int, Tensor]:
+        """Return the average over the evaluations, by parameter position."""
+        return {i: part / self._count for i, part in self._sums.items()}
 
 
 class LiveTrace:
@@ -60,13 +69,10 @@ class LiveTrace:
             total: Adds partial sums over shards.
             loss_scale: What the loss was multiplied by, as a function that multiplies.
         """
-        parts = seen.parts
-        if not parts:
+        means = seen.means()
+        if not means:
             return
-        sums = [
-            total({n: torch.stack([p[i] for p in parts if i in p]).mean() for n, i in enumerate(g) if i in parts[0]})
-            for g in groups
-        ]
+        sums = [total({i: means[i] for i in group if i in means}) for group in groups]
         sums = [s / loss_scale(torch.ones((), dtype=torch.float32, device=s.device)) for s in sums]
         earlier = self._pending or [torch.zeros_like(s) for s in sums]
         self._pending = [a + b for a, b in zip(earlier, sums, strict=True)]

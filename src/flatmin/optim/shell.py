@@ -246,7 +246,9 @@ class Perturbed(Wrapper):
         return all(parameter.device.type == "cpu" for parameter in self._parameters().values())
 
     def _situation(self) -> dict[str, Any]:
-        radii = ", ".join(f"{name} = {self._resolve(name)}" for name in self._radii)
+        def radii() -> str:
+            return ", ".join(f"{name} = {self._resolve(name)}" for name in self._radii)
+
         return {"step": self.param_groups[0][STEP], "radii": radii}
 
     @property

@@ -20,7 +20,7 @@ from flatmin.perturb.buffers import Buffers
 from flatmin.perturb.displace import Displacer
 from flatmin.perturb.flow import Displacement, Draw, Flow, Step, Vector, plan
 from flatmin.perturb.randomness import RandomState
-from flatmin.vectors import inner, plain_total
+from flatmin.vectors import plain_total
 
 Alignments = Mapping[int, Tensor]
 Observer = Callable[[Draw, Alignments], None]
@@ -80,7 +80,7 @@ class Evaluation:
         parameters: Position to parameter; those that take gradients.
         buffers: What becomes of buffers.
         common_randomness: Give every evaluation the random numbers of the first, so that two points differ by their
-            displacement alone (dropout masks, augmentations); the global states end where one evaluation leaves them.
+            displacement alone (dropout masks, augmentations), and the global states end where one leaves them.
         owned: Whether ``.grad`` belongs to this evaluation, as under a closure that clears it: what it holds at the
             start of each probe is then not added to but set aside. Otherwise the direction is added to ``.grad``.
         observer: See :data:`Observer`; only a linear flow is observed.
@@ -103,7 +103,7 @@ class Evaluation:
         self._owned = owned
         self._observer = observer
         self._next: Displacement | None = None
-        self._random: tuple[RandomState, RandomState | None] | None = None
+        self._random: RandomState | None = None
         self._aside: grads.Gradients = {}
         self._before: Alignments = {}
         self._devices = {p.device for p in parameters.values()}
@@ -133,6 +133,7 @@ class Evaluation:
     def _planned(self, steps: tuple[Step, ...]) -> Generator[Probe]:
         if self._owned:
             grads.take(self._parameters)
+        self._common_randomness &= len(steps) > 1
         unit = 1.0  # times what .grad holds is the direction so far
         for number, (displacement, weight) in enumerate(steps):
             grads.rescale(self._parameters, unit / weight)
@@ -168,9 +169,9 @@ class Evaluation:
         """Move the weights to ``displacement`` and make the evaluation ready."""
         if self._common_randomness:
             if self._random is None:
-                self._random = RandomState.capture(self._devices), None
+                self._random = RandomState.capture(self._devices)
             else:
-                self._random[0].restore()
+                self._random.restore()
         try:
             self._displacer.displace(displacement)
         except BaseException:
@@ -182,17 +183,11 @@ class Evaluation:
             self._before = self._alignments()
 
     def exit(self, displacement: Displacement, *, failed: bool) -> None:
-        """Settle the gradients, the buffers and the random states; put the weights back unless their mirror is next."""
+        """Settle the buffers and the gradients; put the weights back unless their mirror image is next."""
         if failed:
             self._displacer.restore()
             return
         try:
-            if self._random is not None:
-                before, after = self._random
-                if after is None:
-                    self._random = before, RandomState.capture(self._devices)
-                else:
-                    after.restore()
             self._buffers.after_evaluation()
             if self._observer is not None and isinstance(displacement, Draw):
                 self._observe(displacement, self._observer)
@@ -218,5 +213,5 @@ class Evaluation:
         present = grads.current(self._parameters)
         if not present:
             return {}
-        offsets = self._displacer.offsets().tensors
-        return {i: inner(local(g), offsets[i]) for i, g in present.items()}
+        gradient = Vector({i: local(g) for i, g in present.items()})
+        return gradient.inner_parts(self._displacer.offsets())
