@@ -66,6 +66,8 @@ def test_resumed_equals_uninterrupted(method, base):
 def test_pickled_and_copied(method, base, how):
     model = mlp()
     opt = method.build(base(model.parameters()))
+    torch.optim.lr_scheduler.ConstantLR(opt)  # puts a step of its own into the optimizer, which must not travel
+    torch.optim.lr_scheduler.ConstantLR(opt.base)
     train(opt, model, 3)
     pair = pickle.loads(pickle.dumps((model, opt))) if how == "pickle" else copy.deepcopy((model, opt))
     assert type(pair[1]) is type(opt)

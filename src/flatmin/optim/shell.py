@@ -18,7 +18,7 @@ from flatmin.errors import ClosureError, ProbeError
 from flatmin.noise import Schedule, value_at
 from flatmin.optim import guards
 from flatmin.optim.live_trace import LiveTrace, Observation
-from flatmin.optim.wrapper import Wrapper, needs_closure
+from flatmin.optim.wrapper import Wrapper
 from flatmin.perturb import BUFFER_POLICIES, BufferPolicy, Buffers, Evaluation, Flow, FlowFunction, Hosts, Probe
 from flatmin.perturb import gradients as grads
 from flatmin.streams import Stream
@@ -59,6 +59,9 @@ class Perturbed(Wrapper):
         model: The model, if its modules should not be looked up among the live ones.
     """
 
+    _fields = ("_flow", "_radii", "_settings", "_seed", "_buffers", "_common_randomness", "_check_finite", "_trace")
+    _kept = (*Wrapper._kept, *_fields)
+
     def __init__(
         self,
         base: Optimizer,
@@ -84,7 +87,6 @@ class Perturbed(Wrapper):
         window = whole("trace_window", trace_window, minimum=0, hint="It is a number of steps; 0 turns the trace off.")
         self._trace = LiveTrace(window)
         self._hosts = Hosts(model)
-        self._open: Evaluation | None = None
         for name, radius in self._radii.items():
             value_at(radius, 0, name=name)
         self._complete_groups()
@@ -133,7 +135,7 @@ class Perturbed(Wrapper):
         if closure is not None:
             loss = self.base.step(functools.partial(self._evaluate, closure))
         else:
-            if needs_closure(self.base):
+            if self._base_needs_closure:
                 name = type(self.base).__name__
                 raise ClosureError(f"{name} evaluates the loss as often as it likes, so it needs opt.step(closure).")
             self._require_finished_loop()
@@ -291,12 +293,11 @@ class Perturbed(Wrapper):
             self._trace.load_state_dict(state_dict["trace"])
         self._open = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Modules are looked up again, and an open loop does not travel.
-        return {name: value for name, value in super().__getstate__().items() if name not in ("_hosts", "_open")}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state | {"_hosts": Hosts(), "_open": None})
+        # Modules are looked up again, and an open loop does not travel.
+        self._hosts = Hosts()
+        self._open: Evaluation | None = None
+        super().__setstate__(state)
 
 
 def _identity(tensor: Tensor) -> Tensor:

@@ -23,10 +23,13 @@ class Wrapper(Optimizer):
         base: The optimizer that makes the step.
     """
 
+    _kept: tuple[str, ...] = ("base",)
+    """Attributes that pickles and copies carry; a subclass adds its own."""
+
     def __init__(self, base: Optimizer) -> None:
+        # Optimizer.__init__ would make groups and a state of its own; __setstate__ makes the rest, its hooks.
         self.base = require_base(base, type(self).__name__)
-        # Optimizer.__init__ would make groups and a state; __setstate__ makes the rest of an optimizer, its hooks.
-        super().__setstate__({})
+        self.__setstate__({})
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -80,10 +83,13 @@ class Wrapper(Optimizer):
         return self.base.register_load_state_dict_post_hook(hook, prepend)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if not name.startswith("_optimizer_")}
+        # Nothing but what is named: learning-rate schedulers put a step of their own into an optimizer's __dict__, and
+        # a copy that carried it would step the original.
+        return {name: self.__dict__[name] for name in self._kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._base_needs_closure = _needs_closure(self.base)
         super().__setstate__({})
 
 
@@ -105,7 +111,7 @@ def require_base(base: Any, name: str) -> Optimizer:
     return base
 
 
-def needs_closure(base: Optimizer) -> bool:
+def _needs_closure(base: Optimizer) -> bool:
     """Tell whether ``base`` cannot step without a closure (LBFGS)."""
     closure = inspect.signature(base.step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
