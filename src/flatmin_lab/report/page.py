@@ -18,6 +18,7 @@ from flatmin_lab.report.style import all_colours
 from flatmin_lab.report.summary import COMPARED, METRICS, REFERENCE, summarise
 from flatmin_lab.report.surfaces import common_scale, surface_figure
 from flatmin_lab.report.svg import inline_svg
+from flatmin_lab.tasks import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -96,6 +97,7 @@ def _task(comparison: Comparison, task: str, summaries: Sequence[MethodSummary])
     findings = [(metric, [text.finding(s.method, s.differences[metric]) for s in others]) for metric in COMPARED]
     return {
         "name": task,
+        "summary": TASKS[task].summary if task in TASKS else "",
         "headlines": [
             text.headline([(s.method, s.differences[metric].verdict) for s in others], _WORDS[metric])
             for metric in COMPARED

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flatmin_lab.methods import METHODS
 from flatmin_lab.report.summary import ALPHA, REFERENCE, Verdict
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from flatmin_lab.statistics import Interval, SignFlip
 
 SYMBOLS = {"sigma": "σ", "rho": "ρ", "": "value"}
-_LABELS = {"sgd": "SGD", "wpsgd": "WP-SGD", "wp-sgd": "WP-SGD", "nso": "NSO", "sam": "SAM"}
 _PLAIN_BELOW, _PLAIN_ABOVE = 1e5, 5e-4
 
 
@@ -61,8 +61,8 @@ class Finding:
 
 
 def method_label(method: str) -> str:
-    """The name a method has in print: ``wpsgd`` is WP-SGD."""
-    return _LABELS.get(method.lower(), method)
+    """The name a method has in print: ``wpsgd`` is WP-SGD; one that is not registered keeps the name it has."""
+    return METHODS[method].label if method in METHODS else method
 
 
 def setting(summary: MethodSummary) -> str:
