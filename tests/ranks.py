@@ -97,6 +97,39 @@ def fsdp(rank, method, shell):
     compare(f"FSDP2 {method} {shell}", got, expected, opt.trace_estimate, trace)
 
 
+def fsdp_with_an_evaluation_inside_each_probe():
+    """A forward pass without a backward pass leaves the root unsharded; the next move must be seen all the same."""
+    from torch.distributed.fsdp import fully_shard
+
+    import flatmin as fm
+
+    model = seeded(lambda: nn.Linear(6, 3)).double()
+    fully_shard(model)
+    with torch.no_grad():
+        clean = loss(model, data())
+    try:
+        fm.NSO(torch.optim.SGD(model.parameters(), lr=0.0), sigma=1.0)
+    except fm.ArgumentError as error:
+        assert "gathered copy" in str(error)
+    else:
+        raise AssertionError("parameters of an unsharded module were accepted")
+    model.reshard()
+    for build in (lambda b: fm.NSO(b, sigma=1.0), lambda b: fm.SAM(b, rho=1.0)):
+        model.reshard()
+        opt, losses = build(torch.optim.SGD(model.parameters(), lr=0.0)), []
+        for probe in opt.probes():
+            with probe:
+                value = loss(model, data())
+                value.backward()
+                losses.append(value.item())
+                with torch.no_grad():
+                    model(data()[0])
+        opt.step()
+        assert len({round(v, 9) for v in losses}) == 2, losses
+        with torch.no_grad():
+            assert torch.equal(loss(model, data()), clean)
+
+
 def fsdp_sees_displacements_after_an_evaluation(rank):
     """The root's own parameters, displaced while it was unsharded, must be seen by the next forward pass."""
     from torch.distributed.fsdp import fully_shard
@@ -115,6 +148,32 @@ def fsdp_sees_displacements_after_an_evaluation(rank):
         assert abs(float(value.detach() - clean)) > 1e-3
 
 
+def no_sync_gives_no_sample(rank):
+    """Micro-batches whose gradients stay on the rank: the direction is right, and the trace says nothing."""
+    import flatmin as fm
+
+    x, y = data()
+    mine = [(a.chunk(2)[rank], b.chunk(2)[rank]) for a, b in zip(x.chunk(2), y.chunk(2))]
+    model = nn.parallel.DistributedDataParallel(net())
+    opt = fm.NSO(torch.optim.SGD(model.parameters(), lr=0.1), sigma=0.05)
+    with model.no_sync():
+        for probe in opt.probes():
+            with probe:
+                (loss(model, mine[0]) / 2).backward()
+    for probe in opt.probes():
+        with probe:
+            (loss(model, mine[1]) / 2).backward()
+    single = net()
+    reference = fm.NSO(torch.optim.SGD(single.parameters(), lr=0.1), sigma=0.05)
+    for probe in reference.probes():
+        with probe:
+            loss(single, (x, y)).backward()
+    for p, q in zip(model.parameters(), single.parameters()):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-11)
+    opt.step()
+    assert opt.trace_estimate is None
+
+
 def main(rank, world, address):
     torch.set_num_threads(1)
     os.environ["TORCH_DISTRIBUTED_DEBUG"] = "OFF"
@@ -125,6 +184,8 @@ def main(rank, world, address):
                 ddp(rank, method, shell)
                 fsdp(rank, method, shell)
         fsdp_sees_displacements_after_an_evaluation(rank)
+        fsdp_with_an_evaluation_inside_each_probe()
+        no_sync_gives_no_sample(rank)
     finally:
         dist.destroy_process_group()
 

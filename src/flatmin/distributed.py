@@ -68,13 +68,26 @@ def _shard_groups(parameter: Tensor) -> tuple:
     return tuple(mesh.get_group(dim) for dim, placement in enumerate(placements) if placement.is_shard())
 
 
+def sharded_modules(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Return those of ``modules`` that FSDP2 shards."""
+    module = sys.modules.get("torch.distributed.fsdp")
+    return [] if module is None else [m for m in modules if isinstance(m, module.FSDPModule)]
+
+
 def reshard(modules: Iterable[nn.Module]) -> None:
     """Make FSDP2 modules hold their shards again.
 
     After a forward pass without a backward pass (an evaluation) the root stays unsharded, and what is then written to
     the optimizer's sharded parameters would not be seen by the next forward pass.
     """
-    module = sys.modules.get("torch.distributed.fsdp")
-    if module is not None:
-        for sharded in (m for m in modules if isinstance(m, module.FSDPModule)):
-            sharded.reshard()  # pyright: ignore[reportCallIssue]
+    for module in modules:
+        module.reshard()  # pyright: ignore[reportCallIssue]
+
+
+def are_local(modules: Iterable[nn.Module]) -> bool:
+    """Tell whether gradients are being accumulated on this rank alone (``no_sync`` of DistributedDataParallel)."""
+    module = sys.modules.get("torch.nn.parallel.distributed")
+    if module is None:
+        return False
+    parallel = (m for m in modules if isinstance(m, module.DistributedDataParallel))
+    return any(not m.require_backward_grad_sync for m in parallel)

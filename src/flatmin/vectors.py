@@ -5,7 +5,7 @@ A flow (``flatmin.perturb``) does arithmetic with gradients and displacements; t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,11 @@ def accumulation_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def has_16_bits(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether any of ``tensors`` has numbers of 16 bits or fewer."""
+    return any(tensor.dtype.itemsize < 4 for tensor in tensors)
+
+
 def plain_total(parts: Mapping[int, Tensor]) -> Tensor:
     """Return the sum of 0-dim tensors, on the device of the first; zero for none."""
     values = list(parts.values())
@@ -55,6 +60,10 @@ def plain_total(parts: Mapping[int, Tensor]) -> Tensor:
 
 def _dense(tensor: Tensor) -> Tensor:
     return tensor if tensor.layout == torch.strided else tensor.to_dense()
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
 class Vector:
@@ -101,11 +110,11 @@ class Vector:
             tensors = torch._foreach_mul(tensors, [scale[i] for i in positions])
         elif isinstance(scale, Tensor):
             # A number that lives on a device stays there: no synchronisation, and no promotion of the vector.
-            first = scale.to(tensors[0].device, tensors[0].dtype)
-            if all(t.device == first.device and t.dtype == first.dtype for t in tensors):
-                tensors = torch._foreach_mul(tensors, first)
-            else:
-                tensors = [t * scale.to(t.device, t.dtype) for t in tensors]
+            first = tensors[0]
+            if first.dtype.itemsize >= 4 and all(t.device == first.device and t.dtype == first.dtype for t in tensors):
+                tensors = torch._foreach_mul(tensors, scale.to(first.device, first.dtype))
+            else:  # in 16 bits the number itself, such as 1/|g|, may overflow where the product does not
+                tensors = [(_wide(t) * scale.to(t.device, _wide(t).dtype)).to(t.dtype) for t in tensors]
         else:
             tensors = torch._foreach_mul(tensors, float(scale))
         return Vector(dict(zip(positions, tensors, strict=True)), self.total)
@@ -120,8 +129,8 @@ class Vector:
         shared = [i for i in self.tensors if i in other.tensors]
         if not shared:
             return {}
-        # A sparse gradient may meet a dense perturbation.
-        mine, theirs = ([_dense(v.tensors[i]) for i in shared] for v in (self, other))
+        # A sparse gradient may meet a dense perturbation, and products of 16-bit numbers underflow.
+        mine, theirs = ([_wide(_dense(v.tensors[i])) for i in shared] for v in (self, other))
         products = torch._foreach_mul(mine, theirs)
         return {i: p.sum(dtype=accumulation_dtype(p.device)) for i, p in zip(shared, products, strict=True)}
 

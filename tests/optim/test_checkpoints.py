@@ -5,6 +5,7 @@ import inspect
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import Optimizer
@@ -173,23 +174,73 @@ def test_functions_as_radii_stay_out_of_the_checkpoint_and_in_the_optimizer():
     state = opt.state_dict()
     assert "sigma" not in state["param_groups"][0]
     opt.load_state_dict(through_a_file(state))
-    assert callable(opt.param_groups[0]["sigma"])
+    assert opt._resolve("sigma") == 0.01
     number = fm.NSO(torch.optim.SGD(model.parameters(), lr=0.1), sigma=0.3)
     assert number.state_dict()["param_groups"][0]["sigma"] == 0.3
+    opt.load_state_dict(number.state_dict())  # a function here stays, whatever the checkpoint had
+    assert opt._resolve("sigma") == 0.01
+    number.load_state_dict(opt.state_dict())  # and where the checkpoint has none, the number here
+    assert number._resolve("sigma") == 0.3
 
 
-def test_distributed_checkpoint_round_trip():
-    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+def test_a_function_of_one_group_stays_too():
+    model = mlp()
+    groups = [{"params": model[0].parameters(), "sigma": lambda step: 0.2}, {"params": model[2].parameters()}]
+    opt = fm.NSO(torch.optim.SGD(groups, lr=0.1), sigma=0.3)
+    opt.load_state_dict(through_a_file(opt.state_dict()))
+    assert opt._resolve("sigma").values == (0.2, 0.2, 0.3, 0.3)
+
+
+@every_method
+def test_numbers_of_numpy_load_with_weights_only(method):
+    opt = method.build(torch.optim.SGD(mlp().parameters(), lr=0.1), **{method.radius: np.float64(0.05)})
+    assert through_a_file(opt.state_dict())["param_groups"][0][method.radius] == 0.05
+
+
+def test_a_checkpoint_without_samples_or_with_another_window_starts_the_trace_anew():
+    model = mlp()
+    opt = fm.NSO(torch.optim.SGD(model.parameters(), lr=0.1), sigma=0.05, trace_window=4)
+    train(opt, model, 2)
+    for state in (opt.base.state_dict(), fm.NSO(torch.optim.SGD(model.parameters()), sigma=0.1).state_dict()):
+        train(opt, model, 1)
+        assert opt.trace_estimate is not None
+        opt.load_state_dict(state)
+        assert opt.trace_estimate is None
+    train(opt, model, 1)
+    assert opt.trace_estimate.num_matvecs == 1
+
+
+@every_method
+def test_groups_given_to_the_base_itself_take_part(method):
+    model = mlp()
+    opt = method.build(torch.optim.SGD(model[0].parameters(), lr=0.1, momentum=0.9))
+    train(opt, model, 2)
+    opt.base.add_param_group({"params": model[2].parameters()})
+    train(opt, model, 1)
+    assert opt.param_groups[1]["perturbation_step"] == 3
+    opt.base.load_state_dict(torch.optim.SGD(opt.param_groups, lr=0.1).state_dict())
+    train(opt, model, 1)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("sigma", [0.05, fm.schedules.linear(0.01, 0.1, 5)])
+def test_distributed_checkpoint_round_trip(flat, sigma):
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
 
     model = mlp()
-    opt = fm.NSO(torch.optim.AdamW(model.parameters()), sigma=0.05)
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    opt = fm.NSO(torch.optim.AdamW(model.parameters()), sigma=sigma)
     train(opt, model, 3)
-    state, weights = get_optimizer_state_dict(model, opt), copy.deepcopy(model.state_dict())
-    assert any("exp_avg" in s for s in state["state"].values())
+    state, weights = get_optimizer_state_dict(model, opt, options=options), copy.deepcopy(model.state_dict())
+    assert "exp_avg" in str(state.keys() if flat else state["state"])
     resumed = mlp()
-    opt2 = fm.NSO(torch.optim.AdamW(resumed.parameters()), sigma=0.05)
+    opt2 = fm.NSO(torch.optim.AdamW(resumed.parameters()), sigma=sigma)
     resumed.load_state_dict(weights)
-    set_optimizer_state_dict(resumed, opt2, copy.deepcopy(state))
+    set_optimizer_state_dict(resumed, opt2, copy.deepcopy(state), options=options)
     assert opt2.param_groups[0]["perturbation_step"] == 3
     train(opt, model, 2)
     train(opt2, resumed, 2)

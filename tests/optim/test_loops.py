@@ -134,6 +134,37 @@ def test_autocast(method):
 
 
 @every_method
+@pytest.mark.parametrize("shell", ["closure", "probes"])
+def test_autocast_around_the_whole_step(method, shell):
+    """Autocast keeps its copies of the weights for as long as it lasts; they must not hide the displacement."""
+    results = []
+    for outside in (True, False):
+        model, batch = mlp(torch.float32), data(dtype=torch.float32)
+        opt = method.build(SGD(model.parameters(), lr=0.1), **{method.radius: 0.5})
+        losses = []
+
+        def evaluate(model=model, losses=losses, outside=outside, batch=batch):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not outside or torch.is_autocast_enabled("cpu")):
+                value = loss(model, batch)
+            losses.append(value.item())
+            value.backward()
+            return value
+
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outside):
+            if shell == "closure":
+                opt.step(lambda: opt.zero_grad() or evaluate())  # noqa: B023
+            else:
+                for probe in opt.probes():
+                    with probe:
+                        evaluate()
+                opt.step()
+        results.append((losses, snapshot(model)))
+    assert results[0][0] == results[1][0]
+    assert len(set(results[0][0])) > 1
+    assert same(results[0][1], results[1][1])
+
+
+@every_method
 def test_clipping_sees_the_final_gradient(method):
     model, other = mlp(), mlp()
     big_batch(method, model, data())
@@ -191,11 +222,31 @@ def test_lbfgs_as_base(method):
     """The base evaluates as often as it likes; within a step the noise stays the same, so its line search is sound."""
     model, batch = mlp(), data()
     opt = method.build(torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=5, line_search_fn="strong_wolfe"))
-    closure, losses = closure_of(opt, model, batch), []
-    for _ in range(5):
-        losses.append(float(opt.step(closure)))
-    assert losses[-1] < losses[0]
-    assert opt.param_groups[0]["perturbation_step"] == 5
+    closure, calls = closure_of(opt, model, batch), []
+    for _ in range(2):
+        opt.step(lambda: calls.append(1) or closure())
+    state = opt.state[model[0].weight]
+    assert len(calls) == method.evaluations * state["func_evals"] > 4
+    assert opt.param_groups[0]["perturbation_step"] == 2
+
+
+def test_lbfgs_on_a_quadratic_is_not_changed_by_two_points():
+    """On a quadratic the average over a pair is the gradient itself, so every line search is that of the base."""
+    h = torch.diag(torch.tensor([1.0, 4.0, 9.0], dtype=torch.float64))
+    ends = []
+    for wrap in (lambda b: b, lambda b: fm.NSO(b, sigma=0.1)):
+        w = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+        opt = wrap(torch.optim.LBFGS([w], max_iter=4))
+
+        def closure(w=w, opt=opt):
+            opt.zero_grad()
+            value = (w @ h @ w) / 2
+            value.backward()
+            return value
+
+        opt.step(closure)
+        ends.append(w.detach())
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-12)
 
 
 @every_method

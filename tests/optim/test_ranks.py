@@ -9,7 +9,7 @@ TESTS = Path(__file__).resolve().parents[1]
 
 
 def test_two_ranks_equal_one_process(tmp_path):
-    env = {**os.environ, "PYTHONPATH": str(TESTS)}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}
     command = [sys.executable, "-W", "ignore", str(TESTS / "ranks.py")]
     ranks = [
         subprocess.Popen(

@@ -60,15 +60,22 @@ def test_the_displacement_is_the_draw(dtype):
     displacer.release()
 
 
-def test_offsets_are_what_really_happened():
+@pytest.mark.parametrize("chunk", [1, 20, 10**6])
+def test_alignments_are_with_what_really_happened_a_bounded_number_of_elements_at_a_time(chunk, monkeypatch):
+    monkeypatch.setattr("flatmin.perturb.displace._CHUNK", chunk)
     params = parameters(torch.bfloat16)
     before = {i: p.detach().clone() for i, p in params.items()}
+    gradients = {i: torch.ones_like(p) * (i + 1) for i, p in params.items() if i != 3}
     displacer = Displacer(params)
+    assert displacer.alignments(gradients) == {}
     displacer.displace(0.01 * Draw(Gaussian(), Stream(0)))
-    offsets = displacer.offsets().tensors
-    assert all(torch.equal(offsets[i], p.detach() - before[i]) for i, p in params.items())
+    found = displacer.alignments(gradients)
+    assert found.keys() == gradients.keys()
+    for i, value in found.items():
+        moved = (params[i].detach() - before[i]).double()
+        torch.testing.assert_close(value, (i + 1) * moved.sum(), rtol=1e-5, atol=1e-6)
     displacer.release()
-    assert displacer.offsets().tensors == {}
+    assert displacer.alignments(gradients) == {}
 
 
 def test_many_pairs_do_not_drift_in_bf16():

@@ -28,5 +28,4 @@ def sam(stream: Stream, *, rho: Scale) -> Flow:  # noqa: ARG001 (every flow is g
         >>> fm.gradient(functools.partial(sam, rho=0.5), lambda w: w["x"] ** 2, {"x": torch.tensor(3.0)}, seed=0)
         {'x': tensor(7.)}
     """
-    g = yield STAY
-    return (yield rho * g.unit())
+    return (yield rho * (yield STAY).unit())  # nothing the size of the model is held over the second evaluation

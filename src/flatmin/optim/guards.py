@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
 
-from flatmin.distributed import local
-from flatmin.errors import ArgumentError, ClosureError, NonFiniteError
+from flatmin.distributed import is_sharded, local
+from flatmin.errors import ArgumentError, ArgumentTypeError, ClosureError, NonFiniteError
 from flatmin.perturb.gradients import current
 from flatmin.vectors import accumulation_dtype
 
@@ -25,12 +27,53 @@ def require_trainable(parameters: Mapping[int, Tensor], num_given: int) -> None:
         )
 
 
+def require_usable(parameters: Mapping[int, Tensor]) -> None:
+    """Raise if a parameter cannot be displaced: complex, not initialised yet, or sharing its memory with another."""
+    owners: dict[int, int] = {}
+    for number, parameter in parameters.items():
+        if isinstance(parameter, UninitializedParameter):
+            raise ArgumentError(
+                f"Parameter number {number} is not initialised yet (a lazy module). Run one forward pass before the "
+                "optimizer is made."
+            )
+        if parameter.is_complex():
+            raise ArgumentTypeError(
+                f"Parameter number {number} is complex ({parameter.dtype}), for which no noise law and no trace is "
+                "defined here. Hold its real and imaginary parts as two parameters."
+            )
+        if parameter.device.type == "meta" or is_sharded(parameter) or parameter.numel() == 0:
+            continue
+        if parameter.untyped_storage().nbytes() == 0:
+            raise ArgumentError(
+                f"Parameter number {number} is the gathered copy of a sharded one, and has been let go of. Was the base "
+                "optimizer made after a forward pass of an FSDP2 model without a backward pass? Make it right after "
+                "fully_shard, or call model.reshard() before."
+            )
+        first = owners.setdefault(parameter.data_ptr(), number)
+        if first != number:
+            raise ArgumentError(
+                f"Parameters number {first} and {number} share their memory, so that each would be displaced by the "
+                "noise of both. Tie weights by using one Parameter in both places: b.weight = a.weight."
+            )
+
+
+def require_scaler(scaler: Any) -> None:
+    """Raise unless ``scaler`` is None or scales losses."""
+    if scaler is not None and not callable(getattr(scaler, "scale", None)):
+        raise ArgumentTypeError(f"scaler is {scaler!r}, but a torch.amp.GradScaler is needed, or nothing.")
+
+
 def require_loss(loss: Any, parameters: Mapping[int, Tensor]) -> None:
     """Raise if a closure returned no loss or left no gradient."""
     if loss is None:
         raise ClosureError(
             "The closure returned None, so its loss is unknown; most likely its `return loss` is missing. "
             "The weights are as they were."
+        )
+    if not isinstance(loss, Real) and not (isinstance(loss, Tensor) and loss.numel() == 1):
+        kind = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise ClosureError(
+            f"The closure returned {kind}, but the loss must be one number. The weights are as they were."
         )
     if all(parameter.grad is None for parameter in parameters.values()):
         raise ClosureError(

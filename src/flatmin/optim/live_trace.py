@@ -13,22 +13,33 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatmin.curvature.results import TraceEstimate
+from flatmin.distributed import are_local
 from flatmin.perturb import Draw
 from flatmin.vectors import Total, accumulation_dtype, scale_at
 
 
 class Observation:
-    """Collects, from one loop over probes, <g, u> / sigma² of each noisy evaluation by parameter position."""
+    """Collects, from one loop over probes, <g, u> / sigma² of each noisy evaluation by parameter position.
 
-    def __init__(self) -> None:
+    Args:
+        modules: The modules that are evaluated: they tell whether gradients stay on this rank for now.
+
+    Attributes:
+        is_partial: Whether an evaluation kept its gradients back, so that later ones will hold them too.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module] = ()) -> None:
+        self.is_partial = False
+        self._modules = modules
         self._sums: dict[int, Tensor] = {}
         self._count = 0
 
     def __call__(self, draw: Draw, alignments: Mapping[int, Tensor]) -> None:
         """Take the inner products <g, u> of one evaluation."""
+        self.is_partial |= not alignments or are_local(self._modules)
         weights = {i: scale**-2 for i in alignments if (scale := scale_at(draw.scale, i))}
         if weights:
             parts = torch._foreach_mul([alignments[i] for i in weights], list(weights.values()))
@@ -55,6 +66,7 @@ class LiveTrace:
         self._samples: Tensor | None = None
         self._count = 0
         self._pending: list[Tensor] | None = None
+        self._is_partial = False
 
     def settle(
         self, seen: Observation, groups: Sequence[range], total: Total, loss_scale: Callable[[Tensor], Tensor]
@@ -69,8 +81,9 @@ class LiveTrace:
             total: Adds partial sums over shards.
             loss_scale: What the loss was multiplied by, as a function that multiplies.
         """
+        self._is_partial |= seen.is_partial
         means = seen.means()
-        if not means:
+        if not means or self._is_partial:
             return
         sums = [total({i: means[i] for i in group if i in means}) for group in groups]
         sums = [s / loss_scale(torch.ones((), dtype=torch.float32, device=s.device)) for s in sums]
@@ -79,20 +92,22 @@ class LiveTrace:
 
     def discard(self) -> None:
         """Forget what has not been committed."""
-        self._pending = None
+        self._pending, self._is_partial = None, False
 
     def commit(self) -> None:
         """Add what is pending as the sample of one optimizer step."""
-        if self._pending is None:
+        if self._pending is None or self._is_partial:
+            self.discard()
             return
         device = self._pending[0].device
         row = torch.stack([s.to(device) for s in self._pending])
         if self._samples is None or self._samples.shape[1] != len(row):
             self._samples = torch.empty(self.window, len(row), dtype=accumulation_dtype(device), device=device)
             self._count = 0
+        self._samples = self._samples.to(device)  # a checkpoint may have brought it from elsewhere
         self._samples[self._count % self.window] = row
         self._count += 1
-        self._pending = None
+        self.discard()
 
     def estimates(self) -> tuple[TraceEstimate, tuple[TraceEstimate, ...]] | None:
         """Return the estimate over all groups and that of each group, over the window; None if there is no sample."""
@@ -105,10 +120,10 @@ class LiveTrace:
         """Return the samples, a few numbers a step."""
         return {"samples": None if self._samples is None else self._samples.clone(), "count": self._count}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up samples again; a window of another length starts anew."""
-        samples: Tensor | None = state["samples"]
-        if samples is not None and samples.shape[0] == self.window:
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Take up samples again; without any, or with a window of another length, start anew."""
+        samples: Tensor | None = None if state is None else state["samples"]
+        if state is not None and samples is not None and samples.shape[0] == self.window:
             self._samples, self._count = samples.clone(), int(state["count"])
         else:
             self._samples, self._count = None, 0

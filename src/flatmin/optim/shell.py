@@ -13,16 +13,15 @@ from torch.optim import Optimizer
 
 from flatmin.checks import choice, whole
 from flatmin.curvature.results import TraceEstimate
-from flatmin.distributed import ShardedTotal, reshard
+from flatmin.distributed import ShardedTotal, reshard, sharded_modules
 from flatmin.errors import ClosureError, ProbeError
 from flatmin.noise import Schedule, value_at
 from flatmin.optim import guards
 from flatmin.optim.live_trace import LiveTrace, Observation
 from flatmin.optim.wrapper import Wrapper
-from flatmin.perturb import BUFFER_POLICIES, BufferPolicy, Buffers, Evaluation, Flow, FlowFunction, Hosts, Probe
-from flatmin.perturb import gradients as grads
+from flatmin.perturb import BUFFER_POLICIES, BufferPolicy, Evaluation, Flow, FlowFunction, Hosts, Probe
 from flatmin.streams import Stream
-from flatmin.vectors import PerParameter, Scale
+from flatmin.vectors import PerParameter, Scale, has_16_bits
 
 STEP, SEED = "perturbation_step", "perturbation_seed"
 
@@ -92,23 +91,39 @@ class Perturbed(Wrapper):
         self._complete_groups()
         parameters = self._parameters()
         guards.require_trainable(parameters, sum(len(group["params"]) for group in self.param_groups))
-        self._hosts.modules(parameters.values())  # now, while sharded parameters are sure to be in their modules
+        # Now, while sharded parameters are sure to be in their modules.
+        reshard(sharded_modules(self._hosts.modules(parameters.values())))
+        guards.require_usable(parameters)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; it may bring a radius of its own."""
         super().add_param_group(param_group)
         self._complete_groups()
+        guards.require_usable(self._parameters())
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients, as the base does."""
+        """Clear the gradients, as the base does.
+
+        Raises:
+            ProbeError: It comes inside a probe of :meth:`probes`, where the gradients of the points are collected.
+        """
+        if self._open is not None and self._open.status == "inside" and not self._open.owned:
+            raise ProbeError(
+                "zero_grad() came inside `with probe:`, where it would clear the gradients of the earlier points. "
+                "Call it after opt.step(), outside the loop over probes."
+            )
         self._trace.discard()
         super().zero_grad(set_to_none)
 
     def _complete_groups(self) -> None:
+        """Give every group its step and seed, and its radius where that is a number; check radii of its own."""
         taken, seed = (self.param_groups[0].get(key) for key in (STEP, SEED))
         for group in self.param_groups:
             for name, radius in self._radii.items():
-                value_at(group.setdefault(name, radius), 0, name=f"{name} of a parameter group")
+                own = group.get(name, radius)
+                number = value_at(own, 0, name=f"{name} of a parameter group")
+                if not callable(own):
+                    group[name] = number  # a float, whatever kind of number it was
             group.setdefault(STEP, 0 if taken is None else taken)
             group.setdefault(SEED, self._seed if seed is None else seed)
 
@@ -116,8 +131,9 @@ class Perturbed(Wrapper):
         """Take a step.
 
         With a closure, torch's own contract: it clears the gradients, computes the loss, calls backward and returns the
-        loss; it is called once for each evaluation of the method. Without one, the step is made with what ``.grad``
-        holds, which after a loop over :meth:`probes` is the method's direction.
+        loss; it is called once for each evaluation of the method. Gradients accumulated before the call are therefore
+        dropped, and a ``GradScaler`` must not be given the closure: both are what :meth:`probes` is for. Without a
+        closure, the step is made with what ``.grad`` holds, which after a loop over probes is the method's direction.
 
         Args:
             closure: Clears gradients, computes the loss, calls ``backward()``, returns the loss.
@@ -154,8 +170,15 @@ class Perturbed(Wrapper):
         inside each probe (right for every method), or this loop inside each micro-batch (the same for noise methods,
         whose noise depends on the step alone).
 
+        The weights are back after each probe, but for the two of an antithetic pair: between these they stay where the
+        first point is, since the second is its mirror image. A loop that is left early, by ``break`` or by an
+        exception, puts them back and drops the gradients.
+
         Args:
             scaler: The ``GradScaler`` in use, which the live trace needs in order to undo the scale of the loss.
+
+        Raises:
+            ProbeError: A probe was not entered, computed no gradient, or is entered after its loop has ended.
 
         Example:
             >>> import torch, flatmin as fm
@@ -167,23 +190,25 @@ class Perturbed(Wrapper):
             >>> opt.step()
             >>> opt.zero_grad()
         """
+        guards.require_scaler(scaler)
         return self._run(owned=False, scaler=scaler)
 
     def _run(self, *, owned: bool, scaler: torch.amp.GradScaler | None = None) -> Generator[Probe]:
-        if self._open is not None:  # left by an exception that something still holds on to
-            self._open.abandon()
+        self._abandon()  # a loop left by a break or an exception that something still holds on to
+        if any(STEP not in group for group in self.param_groups):
+            self._complete_groups()  # a group was added to the base, or the base loaded a checkpoint of its own
         parameters = self._parameters()
         modules = self._hosts.modules(parameters.values())
-        reshard(modules)
-        if owned or not grads.current(parameters):
+        if owned or all(parameter.grad is None for parameter in parameters.values()):
             self._trace.discard()
-        seen = Observation()
+        seen = Observation(modules)
         evaluation = Evaluation(
             parameters,
-            buffers=Buffers(self._buffers, modules),
+            modules=modules,
+            buffers=self._buffers,
             common_randomness=self._common_randomness,
             owned=owned,
-            observer=seen if self._trace.window else None,
+            observer=seen if self._trace.window and not has_16_bits(parameters.values()) else None,
         )
         self._open = evaluation
         yield from evaluation.probes(self._start)
@@ -198,7 +223,10 @@ class Perturbed(Wrapper):
 
     def _resolve(self, name: str) -> Scale:
         """Return the radius at this step: one number, or one for each parameter where groups differ."""
-        values = [value_at(group[name], group[STEP], name=name) for group in self.param_groups]
+        radii = [group.get(name, self._radii[name]) for group in self.param_groups]
+        values = [
+            value_at(radius, group[STEP], name=name) for radius, group in zip(radii, self.param_groups, strict=True)
+        ]
         if len(set(values)) == 1:
             return values[0]
         return PerParameter(
@@ -216,27 +244,37 @@ class Perturbed(Wrapper):
 
     def _evaluate(self, closure: Callable[[], Any]) -> Any:
         losses, weights = [], []
-        for probe in self._run(owned=True):
-            with probe, torch.enable_grad():
-                loss = closure()
-                guards.require_loss(loss, self._parameters())
-                if self._checks_finite():
-                    guards.require_finite_loss(loss, **self._situation())
-            losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
-            weights.append(probe.weight)
+        try:
+            for probe in self._run(owned=True):
+                with probe, torch.enable_grad():
+                    loss = closure()
+                    guards.require_loss(loss, self._parameters())
+                    if self._checks_finite():
+                        guards.require_finite_loss(loss, **self._situation())
+                losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
+                weights.append(probe.weight)
+        except BaseException:
+            self._abandon()
+            raise
         self._require_finite_gradients()
         if weights[0] is None:
             return losses[0]
         return sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
 
     def _require_finished_loop(self) -> None:
+        if self._abandon():
+            raise ProbeError(
+                "step() came before the loop over probes had ended (a break, or a call inside the loop?), so there is "
+                "no direction to step in. The weights are clean and the unfinished gradients were dropped; run a loop "
+                "to its end."
+            )
+
+    def _abandon(self) -> bool:
+        """End an evaluation that is still open; tell whether there was one."""
         unfinished, self._open = self._open, None
         if unfinished is not None:
             unfinished.abandon()
-            raise ProbeError(
-                "step() came before the loop over probes had ended (a break, or a call inside the loop?), so .grad is "
-                "not the method's direction. The weights are clean; zero the gradients and run the loop to its end."
-            )
+        return unfinished is not None
 
     def _require_finite_gradients(self) -> None:
         if self._checks_finite():
@@ -257,8 +295,10 @@ class Perturbed(Wrapper):
     def trace_estimate(self) -> TraceEstimate | None:
         """The Hessian trace of the training loss, with its standard error, from the gradients of the latest steps.
 
-        None before the first noisy step, and for methods that draw no noise. It is the trace that the noise acts on: of
-        the loss smoothed at this sigma, on mini-batches, over all perturbed parameters.
+        None before the first noisy step, for methods that draw no noise, and for parameters of 16 bits, where rounding
+        is as large as the noise. It is the trace that the noise acts on: of the loss smoothed at this sigma, on
+        mini-batches, over all perturbed parameters. Steps whose gradients were accumulated without synchronisation
+        over ranks (``no_sync``) give no sample.
         """
         estimates = self._trace.estimates()
         return None if estimates is None else estimates[0]
@@ -282,16 +322,20 @@ class Perturbed(Wrapper):
         return {**state, "trace": self._trace.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` returned; a plain checkpoint of the base loads too."""
-        radii = [{name: group[name] for name in self._radii} for group in self.param_groups]
+        """Load what :meth:`state_dict` returned; a plain checkpoint of the base loads too.
+
+        Radii are taken from the checkpoint, as ``lr`` is, but for those that are functions here: these stay.
+        """
+        self._abandon()
+        functions = [{name: r for name in self._radii if callable(r := group.get(name))} for group in self.param_groups]
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "trace"})
-        for group, kept in zip(self.param_groups, radii, strict=True):
-            for name, radius in kept.items():
-                group.setdefault(name, radius)
+        for group, own in zip(self.param_groups, functions, strict=True):
+            for name, radius in self._radii.items():
+                if callable(radius):
+                    group.pop(name, None)
+            group.update(own)
         self._complete_groups()
-        if "trace" in state_dict:
-            self._trace.load_state_dict(state_dict["trace"])
-        self._open = None
+        self._trace.load_state_dict(state_dict.get("trace"))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Modules are looked up again, and an open loop does not travel.

@@ -8,12 +8,12 @@ in place and never rebound, so that compiled graphs, sharded parameters and view
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from flatmin.distributed import local, local_slice
+from flatmin.distributed import local, local_slice, reshard, sharded_modules
 from flatmin.perturb.flow import STAY, Displacement, Draw, Stay
 from flatmin.vectors import Total, Vector, plain_total, scale_at
 
@@ -38,6 +38,9 @@ def _noise(draw: Draw, parameters: Mapping[int, Tensor]) -> Iterator[tuple[int, 
         yield position, local_slice(whole, parameter)
 
 
+_CHUNK = 2**20  # elements that an inner product with the displacement copies at a time
+
+
 class Displacer:
     """Moves parameters to w + u and back to exactly w.
 
@@ -47,6 +50,10 @@ class Displacer:
 
     Args:
         parameters: Position to parameter; whole or sharded.
+        modules: The modules around them: sharded ones are made to hold their shards before each move.
+
+    Attributes:
+        at: Where the parameters stand, if that has a symbol; None at a displacement by a vector, which is not kept.
 
     Example:
         >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -59,26 +66,40 @@ class Displacer:
         tensor([1., 2.])
     """
 
-    def __init__(self, parameters: Mapping[int, Tensor]) -> None:
+    def __init__(self, parameters: Mapping[int, Tensor], modules: Iterable[nn.Module] = ()) -> None:
         self._parameters = dict(parameters)
-        self._here = {i: local(p).detach() for i, p in self._parameters.items()}
+        self._sharded = sharded_modules(modules)
+        self._here = self._locals()
         self._snapshot: list[Tensor] | None = None
-        self.at: Displacement = STAY
+        self.at: Stay | Draw | None = STAY
 
     @torch.no_grad()
     def displace(self, displacement: Displacement) -> None:
         """Move the parameters to w + ``displacement``, from wherever they are."""
         if isinstance(displacement, Draw) and isinstance(self.at, Draw) and displacement == -self.at:
+            self._prepare()
             self._reflect()
-        else:
-            self.restore()
-            if isinstance(displacement, Stay):
-                return
-            if self._snapshot is None:
-                self._snapshot = [tensor.clone() for tensor in self._here.values()]
-            self.at = displacement  # before the first write, so that a failure half-way is undone
-            self._add(displacement)
-        self.at = displacement
+            self.at = displacement
+            return
+        self.restore()
+        if isinstance(displacement, Stay):
+            return
+        self._prepare()
+        if self._snapshot is None:
+            self._snapshot = [tensor.clone() for tensor in self._here.values()]
+        # Before the first write, so that a failure half-way is undone.
+        self.at = displacement if isinstance(displacement, Draw) else None
+        self._add(displacement)
+
+    def _locals(self) -> dict[int, Tensor]:
+        """Return the memory that the next forward pass reads: what a sharded module holds once it is resharded."""
+        reshard(self._sharded)
+        return {i: local(p).detach() for i, p in self._parameters.items()}
+
+    def _prepare(self) -> None:
+        if self._sharded:
+            self._here = self._locals()
+        torch.clear_autocast_cache()  # autocast keeps its copies of weights, and a write in place does not tell it
 
     def _add(self, displacement: Draw | Vector) -> None:
         if isinstance(displacement, Draw):
@@ -98,17 +119,27 @@ class Displacer:
         torch._foreach_add_(here, self._snapshot or [], alpha=2)  # an exact product, so a single rounding
 
     @torch.no_grad()
-    def offsets(self) -> Vector:
-        """Return what the parameters really moved by, after rounding: a new vector, zero at rest."""
+    def alignments(self, gradients: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Return, for each gradient, its inner product with what its parameter really moved by (0-dim, double).
+
+        About a million elements are copied at a time, whatever the size of the model.
+        """
         if self._snapshot is None:
-            return Vector({})
-        moved = torch._foreach_sub(list(self._here.values()), self._snapshot)
-        return Vector(dict(zip(self._here, moved, strict=True)))
+            return {}
+        self._prepare()
+        before = dict(zip(self._here, self._snapshot, strict=True))
+        found: dict[int, Tensor] = {}
+        for positions in _chunks(gradients, _CHUNK):
+            moved = torch._foreach_sub([self._here[i] for i in positions], [before[i] for i in positions])
+            offsets = Vector(dict(zip(positions, moved, strict=True)))
+            found |= Vector({i: gradients[i] for i in positions}).inner_parts(offsets)
+        return found
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put the parameters back, bit for bit. The snapshot is kept for the next move."""
         if not isinstance(self.at, Stay) and self._snapshot is not None:
+            self._prepare()
             torch._foreach_copy_(list(self._here.values()), self._snapshot)
         self.at = STAY
 
@@ -116,3 +147,16 @@ class Displacer:
         """Put the parameters back and drop the snapshot."""
         self.restore()
         self._snapshot = None
+
+
+def _chunks(tensors: Mapping[int, Tensor], limit: int) -> Iterator[list[int]]:
+    """Yield positions in groups of at most ``limit`` elements, or of one tensor."""
+    chunk, size = list[int](), 0
+    for position, tensor in tensors.items():
+        if chunk and size + tensor.numel() > limit:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(position)
+        size += tensor.numel()
+    if chunk:
+        yield chunk

@@ -26,6 +26,12 @@ def take(parameters: Mapping[int, Tensor]) -> Gradients:
     return taken
 
 
+def drop(parameters: Mapping[int, Tensor]) -> None:
+    """Let go of the gradients."""
+    for parameter in parameters.values():
+        parameter.grad = None
+
+
 def _own(gradient: Tensor) -> Tensor:
     """Return ``gradient``, copied if it is a piece of a larger memory that is written again (DDP's buckets)."""
     if is_sharded(gradient) or gradient.layout != torch.strided:
