@@ -128,3 +128,10 @@ def test_messages_of_directions_and_weights():
     model.a.bias.data[0] = torch.nan
     with pytest.raises(NonFiniteError, match=r"'a.bias' holds NaN"):
         surface(model, functional.cross_entropy, data(), coordinates=GRID)
+
+
+def test_autocast_around_a_surface_does_not_flatten_it():
+    model, batches = nn.Linear(4, 3), [(torch.ones(5, 4), torch.zeros(5, dtype=torch.long))]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plane = surface(model, nn.functional.cross_entropy, batches, coordinates=[-1.0, 0.0, 1.0])
+    assert len(set(plane.loss.flatten().tolist())) > 5

@@ -162,3 +162,10 @@ def test_weights_that_are_not_finite():
     model.a.bias.data[1] = torch.inf
     with pytest.raises(NonFiniteError, match=r"'a.bias' holds NaN or infinity"):
         perturbation_gap(model, functional.cross_entropy, data(), sigma=0.1)
+
+
+def test_autocast_around_the_measurement_does_not_hide_the_displacement():
+    model, batches = nn.Linear(4, 3), [(torch.ones(5, 4), torch.zeros(5, dtype=torch.long))]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        gap = perturbation_gap(model, functional.cross_entropy, batches, sigma=0.5, num_samples=8)
+    assert len(set(gap.samples.tolist())) > 1

@@ -196,3 +196,98 @@ def test_two_optimizers_on_two_models_do_not_disturb_each_other():
             loss(a, batch).backward()
     assert int(b[1].num_batches_tracked) == 2
     assert int(a[1].num_batches_tracked) == 1
+
+
+class Queue(nn.Module):
+    """As in momentum contrast: a ring of features and its pointer, an integer tensor of one dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Linear(6, 3)
+        self.register_buffer("queue", torch.zeros(4, 3))
+        self.register_buffer("pointer", torch.zeros(1, dtype=torch.long))
+
+    def forward(self, x):
+        out = self.w(x)
+        with torch.no_grad():
+            self.queue[int(self.pointer)] = out.detach().mean(0)
+            self.pointer[0] = (int(self.pointer) + 1) % 4
+        return out
+
+
+@every_method
+def test_a_queue_and_its_pointer_move_together(method):
+    model = Queue()
+    opt = method.build(SGD(model.parameters(), lr=0.0))
+    for step in (1, 2):
+        opt.step(closure_of(opt, model, data(dtype=torch.float32)))
+        assert int(model.pointer) == step
+        assert int((model.queue.abs().sum(1) > 0).sum()) == step
+
+
+@every_method
+def test_constant_buffers_are_neither_copied_nor_written(method):
+    model = seeded(lambda: nn.Sequential(nn.Linear(6, 3)))
+    model.register_buffer("wide", torch.ones(1).expand(1000))
+    with torch.inference_mode():
+        frozen = torch.ones(3)
+    model.register_buffer("frozen", frozen)
+    model.register_buffer("scale", torch.ones(3))
+    pending = (model[0].weight.detach().requires_grad_() * model.scale.view(3, 1)).sum()
+    for policy in ("first", "frozen"):
+        opt = method.build(SGD(model.parameters(), lr=0.0), buffers=policy)
+        opt.step(closure_of(opt, model, data(dtype=torch.float32)))
+    pending.backward()  # a graph that needs the buffer as it was
+
+
+@every_method
+def test_a_buffer_that_comes_into_being(method):
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Linear(6, 3)
+            self.register_buffer("count", None)
+
+        def forward(self, x):
+            self.count = torch.ones(()) if self.count is None else self.count + 1
+            return self.w(x)
+
+    model = Late()
+    opt = method.build(SGD(model.parameters(), lr=0.0))
+    for step in (1, 2):
+        opt.step(closure_of(opt, model, data(dtype=torch.float32)))
+        assert int(model.count) == step
+
+
+@every_method
+def test_modules_that_change_after_the_optimizer_was_made(method):
+    model = with_state()
+    opt = method.build(SGD(model.parameters(), lr=0.0))
+    opt.step(closure_of(opt, model, data(dtype=torch.float32)))
+    new = nn.BatchNorm1d(16)
+    new.weight, new.bias = model[1].weight, model[1].bias  # as SyncBatchNorm.convert_sync_batchnorm does
+    model[1] = new
+    opt.step(closure_of(opt, model, data(dtype=torch.float32)))
+    assert int(new.num_batches_tracked) == 1
+
+
+@every_method
+def test_containers_of_containers(method):
+    part = seeded(lambda: nn.Linear(6, 3))
+    model = nn.Sequential(nn.BatchNorm1d(6, affine=False), nn.Sequential(nn.Sequential(part)))
+    opt = method.build(SGD(part.parameters(), lr=0.0))
+    opt.step(closure_of(opt, model, data(dtype=torch.float32)))
+    assert int(model[0].num_batches_tracked) == 1
+
+
+def test_nothing_keeps_a_model_alive():
+    import gc
+    import weakref
+
+    model = with_state()
+    opt = fm.NSO(SGD(model.parameters(), lr=0.0), sigma=0.1)
+    opt.step(closure_of(opt, model, data(dtype=torch.float32)))
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None

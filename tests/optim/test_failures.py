@@ -236,3 +236,159 @@ def test_a_base_that_needs_a_closure_says_so():
     opt = fm.NSO(torch.optim.LBFGS(model.parameters()), sigma=0.01)
     with pytest.raises(ClosureError, match=r"LBFGS evaluates the loss as often as it likes"):
         opt.step()
+
+
+@every_method
+def test_weights_are_back_as_soon_as_a_failed_probe_is_left(method):
+    model = mlp()
+    before = snapshot(model)
+    opt = method.build(SGD(model.parameters(), lr=0.1))
+    loop = opt.probes()
+    with pytest.raises(OutOfMemory), next(loop):
+        raise OutOfMemory
+    assert same(snapshot(model), before)  # while the loop is still held
+
+
+@every_method
+def test_a_probe_whose_loop_has_ended_is_refused(method):
+    model = mlp()
+    before = snapshot(model)
+    opt = method.build(SGD(model.parameters(), lr=0.1))
+    stray = next(opt.probes())  # nobody holds the loop
+    with pytest.raises(ProbeError, match="loop has ended"), stray:
+        pass
+    held = opt.probes()
+    with next(held):
+        loss(model, data()).backward()
+    opt.step(closure_of(opt, model, data()))
+    with pytest.raises(ProbeError, match="loop has ended"):
+        next(held)
+    assert not same(snapshot(model), before)
+
+
+@every_method
+def test_a_checkpoint_loaded_into_a_held_loop_ends_it(method):
+    model = mlp()
+    before = snapshot(model)
+    opt = method.build(SGD(model.parameters(), lr=0.1))
+    held = opt.probes()
+    with next(held):
+        loss(model, data()).backward()
+    opt.load_state_dict(opt.state_dict())
+    assert same(snapshot(model), before)
+    with pytest.raises(ProbeError, match="loop has ended"):
+        next(held)
+
+
+@every_method
+def test_a_step_inside_a_closure_is_refused(method):
+    model = mlp()
+    before = snapshot(model)
+    opt = method.build(SGD(model.parameters(), lr=0.0))
+    inner = closure_of(opt, model, data())
+    with pytest.raises(ProbeError, match="loop has ended"):
+        opt.step(lambda: opt.step(inner))
+    assert same(snapshot(model), before)
+
+
+def test_clearing_gradients_inside_a_probe_is_refused():
+    model = mlp()
+    before = snapshot(model)
+    opt = fm.NSO(SGD(model.parameters(), lr=0.1), sigma=0.1)
+    with pytest.raises(ProbeError, match=r"zero_grad\(\) came inside"):
+        for probe in opt.probes():
+            with probe:
+                opt.zero_grad()
+                loss(model, data()).backward()
+    assert same(snapshot(model), before)
+    opt.zero_grad()  # outside it is as ever
+
+
+@every_method
+def test_probes_without_backward_are_refused(method):
+    model = mlp()
+    before = snapshot(model)
+    opt = method.build(SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ProbeError, match=r"No parameter has a gradient.*loss\.backward\(\) was not called"):
+        for probe in opt.probes():
+            with probe:
+                loss(model, data())
+    assert same(snapshot(model), before)
+
+
+@every_method
+def test_hooks_that_step_during_backward_are_refused(method):
+    model = mlp()
+    opt = method.build(SGD(model.parameters(), lr=0.1))
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    with pytest.raises(ProbeError, match="a hook steps and clears them during backward"):
+        for probe in opt.probes():
+            with probe:
+                loss(model, data()).backward()
+
+
+@every_method
+def test_after_a_failed_closure_a_plain_step_is_a_plain_step(method):
+    model, other = mlp(), mlp()
+    opt = method.build(SGD(model.parameters(), lr=0.1))
+    with pytest.raises(OutOfMemory):
+        opt.step(failing(closure_of(opt, model, data()), 1))
+    for net in (model, other):
+        loss(net, data()).backward()
+    opt.step()
+    SGD(other.parameters(), lr=0.1).step()
+    assert same(snapshot(model), snapshot(other))
+
+
+@every_method
+def test_gradients_of_an_unfinished_loop_are_dropped(method):
+    model = mlp()
+    opt = method.build(SGD(model.parameters(), lr=0.1))
+    before = snapshot(model)
+    for probe in opt.probes():
+        with probe:
+            loss(model, data()).backward()
+        break
+    with pytest.raises(ProbeError, match="gradients were dropped"):
+        opt.step()
+    opt.step()
+    assert same(snapshot(model), before)
+
+
+@every_method
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [(lambda v: (v, v), "a tuple"), (lambda v: {"loss": v}, "a dict"), (lambda v: v * torch.ones(2), r"shape \(2,\)")],
+)
+def test_a_loss_that_is_no_number(method, returned, message):
+    model = mlp()
+    opt = method.build(SGD(model.parameters(), lr=0.1))
+    closure = closure_of(opt, model, data())
+    with pytest.raises(ClosureError, match=rf"returned .*{message}.*one number"):
+        opt.step(lambda: returned(closure()))
+
+
+@every_method
+def test_parameters_that_cannot_be_displaced(method):
+    whole = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(ArgumentError, match=r"number 0 and 1 share their memory.*one Parameter in both places"):
+        method.build(SGD([whole, torch.nn.Parameter(whole.data)], lr=0.1))
+    with pytest.raises(ArgumentTypeError, match="number 0 is complex"):
+        method.build(SGD([torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))], lr=0.1))
+    with pytest.raises(ArgumentError, match="not initialised yet"):
+        method.build(SGD(torch.nn.LazyLinear(3).parameters(), lr=0.1))
+    with pytest.raises(ArgumentTypeError, match="model is a str"):
+        method.build(SGD([whole], lr=0.1), model="resnet")
+    with pytest.raises(ArgumentTypeError, match=r"scaler is 3, but a torch\.amp\.GradScaler"):
+        method.build(SGD([whole], lr=0.1)).probes(scaler=3)
+
+
+def test_gradients_whose_sum_overflows_are_finite_all_the_same():
+    w = torch.nn.Parameter(torch.ones(4, dtype=torch.float64))
+    opt = fm.NSO(SGD([w], lr=0.0), sigma=0.0)
+    w.grad = torch.full_like(w, 1e308)
+    opt.step()
+    w.grad[2] = float("nan")
+    with pytest.raises(NonFiniteError):
+        opt.step()

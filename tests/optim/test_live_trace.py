@@ -144,3 +144,29 @@ def test_the_window_forgets():
         opt.zero_grad()
     torch.testing.assert_close(opt.trace_estimate.value, 10.0)
     assert opt.trace_estimate.num_matvecs == 3
+
+
+@pytest.mark.parametrize("clear", [lambda opt, w: opt.zero_grad(), lambda opt, w: setattr(w, "grad", None)])
+def test_what_was_thrown_away_is_not_counted(clear):
+    w = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+    opt = fm.NSO(SGD([w], lr=0.0), sigma=0.1, noise="rademacher")
+    for scale in (float("inf"), 3.0):  # an overflow that a GradScaler would skip, and the step after it
+        for probe in opt.probes():
+            with probe:
+                (scale * w @ w / 2).backward()
+        if scale != 3.0:
+            clear(opt, w)
+    opt.step()
+    torch.testing.assert_close(opt.trace_estimate.value, 6.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_there_is_none_for_parameters_of_16_bits(dtype):
+    """Rounding makes a pair as unequal as the noise is large: what came out would be a number, but no trace."""
+    w = torch.nn.Parameter(torch.ones(8, dtype=dtype))
+    opt = fm.NSO(SGD([w], lr=0.0), sigma=0.003)
+    for probe in opt.probes():
+        with probe:
+            (w.float() @ w.float() / 2).backward()
+    opt.step()
+    assert opt.trace_estimate is None

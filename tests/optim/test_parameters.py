@@ -196,3 +196,28 @@ def test_two_layers_of_one_shape_never_share_noise():
         break
     correlations = torch.corrcoef(torch.stack(u)) - torch.eye(4)
     assert correlations.abs().max() < 4 / 2500**0.5  # four standard errors of a correlation of independent samples
+
+
+def test_sam_finds_its_way_with_tiny_gradients_in_half_precision():
+    """1 / |g| overflows in 16 bits; the displacement does not."""
+    import flatmin as fm
+
+    w = nn.Parameter(torch.ones(4, dtype=torch.float16))
+    opt, points = fm.SAM(SGD([w], lr=0.0), rho=0.5), []
+    for probe in opt.probes():
+        with probe:
+            points.append(w.detach().clone())
+            (w.float().sum() * 4e-6).backward()
+    torch.testing.assert_close(points[1], torch.full((4,), 1.25, dtype=torch.float16), rtol=1e-2, atol=0)
+
+
+@every_method
+def test_a_probe_lets_go_of_a_displacement_the_size_of_the_model(method):
+    from flatmin.vectors import Vector
+
+    model = seeded(Scalar)
+    opt = method.build(SGD(model.parameters(), lr=0.0))
+    for probe in opt.probes():
+        with probe:
+            assert not isinstance(probe.displacement, Vector)
+            model(torch.ones(2, 4)).sum().backward()

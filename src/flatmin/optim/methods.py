@@ -21,7 +21,8 @@ class NSO(Perturbed):
     .. math:: \frac{1}{2k}\sum_{j=1}^{k}\left[\nabla f(w + u_j) + \nabla f(w - u_j)\right],\quad u_j\sim\sigma\mathcal P
 
     Zhang, Li, Ju, arXiv:2306.08553, Algorithm 1. It regularises the Hessian: to second order the smoothed loss is
-    f + (sigma²/2) tr ∇²f. Cost: 2k gradients a step and one copy of the weights. Linear in the gradients.
+    f + (sigma²/2) tr ∇²f. Cost: 2k gradients a step and one copy of the weights (with a closure, also one of the
+    gradients). Linear in the gradients.
 
     Args:
         base: The optimizer that makes the step.
@@ -115,8 +116,9 @@ class WPSGD(Perturbed):
 class SAM(Perturbed):
     r"""Sharpness-aware minimization: the base optimizer on :math:`\nabla f(w + \rho\,g/\|g\|)`, :math:`g=\nabla f(w)`.
 
-    Foret et al., arXiv:2010.01412. Cost: 2 gradients a step, one copy of the weights and one of the gradients. Not
-    linear in the gradients: with gradient accumulation put the micro-batches inside each probe.
+    Foret et al., arXiv:2010.01412. Cost: 2 gradients a step, one copy of the weights, and between the two evaluations
+    one of the gradients. Not linear in the gradients: with gradient accumulation put the micro-batches inside each
+    probe.
 
     Args:
         base: The optimizer that makes the step.
