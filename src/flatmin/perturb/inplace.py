@@ -236,10 +236,11 @@ class Evaluation:
 
     def exit(self, displacement: Displacement | None, *, failed: bool) -> None:
         """Settle the buffers and the gradients; put the weights back unless their mirror image is next."""
-        if failed or self.status != "inside":
+        was_inside = self.status == "inside"
+        self.status = "open" if was_inside else self.status
+        if failed or not was_inside:
             self._displacer.restore()
             return
-        self.status = "open"
         try:
             self._buffers.after_evaluation()
             if self._observer is not None and isinstance(displacement, Draw):
