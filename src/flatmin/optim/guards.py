@@ -46,8 +46,8 @@ def require_usable(parameters: Mapping[int, Tensor]) -> None:
         if parameter.untyped_storage().nbytes() == 0:
             raise ArgumentError(
                 f"Parameter number {number} is the gathered copy of a sharded one, and has been let go of. Was the "
-                "base optimizer made after a forward pass of an FSDP2 model without a backward pass? Make it right after "
-                "fully_shard, or call model.reshard() before."
+                "base optimizer made after a forward pass of an FSDP2 model without a backward pass? Make it right "
+                "after fully_shard, or call model.reshard() before."
             )
         first = owners.setdefault(parameter.data_ptr(), number)
         if first != number:
