@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # uv where it is found, plain pip everywhere else.
 PIP    := $(shell command -v uv >/dev/null 2>&1 && echo "uv pip install --quiet --python $(BIN)/python" \
-            || echo "$(BIN)/python -m pip install --quiet --disable-pip-version-check")
+            || echo "$(BIN)/python -m pip --require-virtualenv install --quiet --disable-pip-version-check")
 
 .PHONY: help compare test test-slow lint types floors unit clean
 help:
@@ -34,16 +34,18 @@ unit: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-$(BIN)/python:
+# Made again where it was not made to its end; an environment that is there already is completed, never wiped.
+$(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "flatmin needs Python 3.11 or newer, and $(PYTHON) is %s. Name another one: make PYTHON=python3.12 ..." % sys.version.split()[0])'
 	@$(PYTHON) -m venv $(VENV)
+	@touch $@
 
-$(VENV)/.lab: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.lab: pyproject.toml constraints.txt | $(VENV)/.made
 	@echo "Installing flatmin with what the comparison needs into $(VENV) (once; a minute or so) ..."
 	@$(PIP) --constraint constraints.txt --editable '.[lab]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.made
 	@echo "Installing flatmin with its development tools into $(VENV) (once; a minute or so) ..."
 	@$(PIP) --constraint constraints.txt --editable '.[dev]'
 	@touch $(VENV)/.lab $@
