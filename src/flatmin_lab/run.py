@@ -97,9 +97,9 @@ def usable_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first_line = str(error).strip().splitlines()[0]
+        first_line = str(error).strip().splitlines()[0].rstrip(".")
         raise ArgumentError(
-            f"device is {name!r}, but torch cannot use it here: {first_line} "
+            f"device is {name!r}, but torch cannot use it here: {first_line}. "
             f"Either this machine lacks it or this torch ({torch.__version__}) was built without it. "
             "Take --device cpu, or install a build of torch for it."
         ) from error

@@ -59,7 +59,7 @@ class Store:
             elif not (self.folder / "compare.json").exists():
                 raise StoreError(
                     f"{self.folder} holds no comparison: there is no compare.json in it. Likely cause: another folder "
-                    f"was meant. Name it with --out, or begin one: flatmin compare --out {self.folder}"
+                    f"was meant. Name that one, or begin one here: flatmin compare --out {self.folder}"
                 )
             self._lock.acquire()
         return self

@@ -190,3 +190,13 @@ def test_a_missing_extra_is_named_with_its_install_line(package, tmp_path):
     assert f"flatmin: {package} is not installed" in done.stderr
     assert "pip install 'flatmin[lab]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_without_greek_letters_gets_question_marks(tmp_path):
+    command = [sys.executable, "-m", "flatmin_lab", "compare", "--methods", "sgd", "--tasks", "digits-clean"]
+    command += ["--seeds", "1", "--budget", "4", "--workers", "1", "--out", str(tmp_path / "runs")]
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, env=env, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert b"SGD" in done.stdout
