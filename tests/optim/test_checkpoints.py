@@ -174,13 +174,13 @@ def test_functions_as_radii_stay_out_of_the_checkpoint_and_in_the_optimizer():
     state = opt.state_dict()
     assert "sigma" not in state["param_groups"][0]
     opt.load_state_dict(through_a_file(state))
-    assert opt._resolve("sigma") == 0.01
+    assert opt._groups.radii()["sigma"] == 0.01
     number = fm.NSO(torch.optim.SGD(model.parameters(), lr=0.1), sigma=0.3)
     assert number.state_dict()["param_groups"][0]["sigma"] == 0.3
     opt.load_state_dict(number.state_dict())  # a function here stays, whatever the checkpoint had
-    assert opt._resolve("sigma") == 0.01
+    assert opt._groups.radii()["sigma"] == 0.01
     number.load_state_dict(opt.state_dict())  # and where the checkpoint has none, the number here
-    assert number._resolve("sigma") == 0.3
+    assert number._groups.radii()["sigma"] == 0.3
 
 
 def test_a_function_of_one_group_stays_too():
@@ -188,7 +188,7 @@ def test_a_function_of_one_group_stays_too():
     groups = [{"params": model[0].parameters(), "sigma": lambda step: 0.2}, {"params": model[2].parameters()}]
     opt = fm.NSO(torch.optim.SGD(groups, lr=0.1), sigma=0.3)
     opt.load_state_dict(through_a_file(opt.state_dict()))
-    assert opt._resolve("sigma").values == (0.2, 0.2, 0.3, 0.3)
+    assert opt._groups.radii()["sigma"].values == (0.2, 0.2, 0.3, 0.3)
 
 
 @every_method

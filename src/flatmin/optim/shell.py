@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, TypedDict
 
@@ -15,15 +14,13 @@ from flatmin.checks import choice, whole
 from flatmin.curvature.results import TraceEstimate
 from flatmin.distributed import ShardedTotal, reshard, sharded_modules
 from flatmin.errors import ClosureError, ProbeError
-from flatmin.noise import Schedule, value_at
+from flatmin.noise import Schedule
 from flatmin.optim import guards
+from flatmin.optim.groups import Groups
 from flatmin.optim.live_trace import LiveTrace, Observation
 from flatmin.optim.wrapper import Wrapper
 from flatmin.perturb import BUFFER_POLICIES, BufferPolicy, Evaluation, Flow, FlowFunction, Hosts, Probe
-from flatmin.streams import Stream
-from flatmin.vectors import PerParameter, Scale, has_16_bits
-
-STEP, SEED = "perturbation_step", "perturbation_seed"
+from flatmin.vectors import has_16_bits
 
 
 class ShellOptions(TypedDict, total=False):
@@ -58,7 +55,7 @@ class Perturbed(Wrapper):
         model: The model, if its modules should not be looked up among the live ones.
     """
 
-    _fields = ("_flow", "_radii", "_settings", "_seed", "_buffers", "_common_randomness", "_check_finite", "_trace")
+    _fields = ("_flow", "_groups", "_settings", "_buffers", "_common_randomness", "_check_finite", "_trace")
     _kept = (*Wrapper._kept, *_fields)
 
     def __init__(
@@ -77,19 +74,15 @@ class Perturbed(Wrapper):
     ) -> None:
         super().__init__(base)
         self._flow = flow
-        self._radii = dict(radii)
         self._settings = dict(settings or {})
-        self._seed = whole("seed", seed, minimum=0, hint="It is the seed of the noise.")
         self._buffers = choice("buffers", buffers, BUFFER_POLICIES)
         self._common_randomness = common_randomness
         self._check_finite = check_finite
         window = whole("trace_window", trace_window, minimum=0, hint="It is a number of steps; 0 turns the trace off.")
         self._trace = LiveTrace(window)
         self._hosts = Hosts(model)
-        for name, radius in self._radii.items():
-            value_at(radius, 0, name=name)
-        self._complete_groups()
-        parameters = self._parameters()
+        self._groups = Groups(base, radii, seed)
+        parameters = self._groups.parameters()
         guards.require_trainable(parameters, sum(len(group["params"]) for group in self.param_groups))
         # Now, while sharded parameters are sure to be in their modules.
         reshard(sharded_modules(self._hosts.modules(parameters.values())))
@@ -98,8 +91,8 @@ class Perturbed(Wrapper):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; it may bring a radius of its own."""
         super().add_param_group(param_group)
-        self._complete_groups()
-        guards.require_usable(self._parameters())
+        self._groups.complete()
+        guards.require_usable(self._groups.parameters())
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, as the base does.
@@ -114,18 +107,6 @@ class Perturbed(Wrapper):
             )
         self._trace.discard()
         super().zero_grad(set_to_none)
-
-    def _complete_groups(self) -> None:
-        """Give every group its step and seed, and its radius where that is a number; check radii of its own."""
-        taken, seed = (self.param_groups[0].get(key) for key in (STEP, SEED))
-        for group in self.param_groups:
-            for name, radius in self._radii.items():
-                own = group.get(name, radius)
-                number = value_at(own, 0, name=f"{name} of a parameter group")
-                if not callable(own):
-                    group[name] = number  # a float, whatever kind of number it was
-            group.setdefault(STEP, 0 if taken is None else taken)
-            group.setdefault(SEED, self._seed if seed is None else seed)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take a step.
@@ -158,8 +139,7 @@ class Perturbed(Wrapper):
             self._require_finite_gradients()
             loss = self.base.step()
         self._trace.commit()
-        for group in self.param_groups:
-            group[STEP] += 1
+        self._groups.advance()
         return loss
 
     def probes(self, *, scaler: torch.amp.GradScaler | None = None) -> Iterator[Probe]:
@@ -195,9 +175,8 @@ class Perturbed(Wrapper):
 
     def _run(self, *, owned: bool, scaler: torch.amp.GradScaler | None = None) -> Generator[Probe]:
         self._abandon()  # a loop left by a break or an exception that something still holds on to
-        if any(STEP not in group for group in self.param_groups):
-            self._complete_groups()  # a group was added to the base, or the base loaded a checkpoint of its own
-        parameters = self._parameters()
+        self._groups.require_complete()
+        parameters = self._groups.parameters()
         modules = self._hosts.modules(parameters.values())
         if owned or all(parameter.grad is None for parameter in parameters.values()):
             self._trace.discard()
@@ -213,34 +192,11 @@ class Perturbed(Wrapper):
         self._open = evaluation
         yield from evaluation.probes(self._start)
         total, scale = ShardedTotal(parameters), scaler.scale if scaler else _identity
-        self._trace.settle(seen, self._group_positions(), total, scale)
+        self._trace.settle(seen, self._groups.positions(), total, scale)
         self._open = None
 
     def _start(self) -> Flow:
-        group = self.param_groups[0]
-        radii = {name: self._resolve(name) for name in self._radii}
-        return self._flow(Stream(group[SEED], (group[STEP],)), **radii, **self._settings)
-
-    def _resolve(self, name: str) -> Scale:
-        """Return the radius at this step: one number, or one for each parameter where groups differ."""
-        radii = [group.get(name, self._radii[name]) for group in self.param_groups]
-        values = [
-            value_at(radius, group[STEP], name=name) for radius, group in zip(radii, self.param_groups, strict=True)
-        ]
-        if len(set(values)) == 1:
-            return values[0]
-        return PerParameter(
-            tuple(v for v, group in zip(values, self.param_groups, strict=True) for _ in group["params"])
-        )
-
-    def _group_positions(self) -> list[range]:
-        ends = itertools.accumulate((len(group["params"]) for group in self.param_groups), initial=0)
-        return [range(start, end) for start, end in itertools.pairwise(ends)]
-
-    def _parameters(self) -> dict[int, Tensor]:
-        """Return the trainable parameters by position among all of them, which freezing does not shift."""
-        everything = (parameter for group in self.param_groups for parameter in group["params"])
-        return {i: parameter for i, parameter in enumerate(everything) if parameter.requires_grad}
+        return self._flow(self._groups.stream, **self._groups.radii(), **self._settings)
 
     def _evaluate(self, closure: Callable[[], Any]) -> Any:
         losses, weights = [], []
@@ -248,7 +204,7 @@ class Perturbed(Wrapper):
             for probe in self._run(owned=True):
                 with probe, torch.enable_grad():
                     loss = closure()
-                    guards.require_loss(loss, self._parameters())
+                    guards.require_loss(loss, self._groups.parameters())
                     if self._checks_finite():
                         guards.require_finite_loss(loss, **self._situation())
                 losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
@@ -278,18 +234,18 @@ class Perturbed(Wrapper):
 
     def _require_finite_gradients(self) -> None:
         if self._checks_finite():
-            guards.require_finite_gradients(self._parameters(), **self._situation())
+            guards.require_finite_gradients(self._groups.parameters(), **self._situation())
 
     def _checks_finite(self) -> bool:
         if self._check_finite is not None:
             return self._check_finite
-        return all(parameter.device.type == "cpu" for parameter in self._parameters().values())
+        return all(parameter.device.type == "cpu" for parameter in self._groups.parameters().values())
 
     def _situation(self) -> dict[str, Any]:
         def radii() -> str:
-            return ", ".join(f"{name} = {self._resolve(name)}" for name in self._radii)
+            return ", ".join(f"{name} = {radius}" for name, radius in self._groups.radii().items())
 
-        return {"step": self.param_groups[0][STEP], "radii": radii}
+        return {"step": self._groups.step, "radii": radii}
 
     @property
     def trace_estimate(self) -> TraceEstimate | None:
@@ -315,11 +271,7 @@ class Perturbed(Wrapper):
         Nothing in it is the size of the model but what the base keeps, and it loads with ``weights_only=True``.
         Radii that are functions are left out: like a model's code they come from the constructor.
         """
-        state = self.base.state_dict()
-        for group in state["param_groups"]:
-            for name in [n for n in self._radii if callable(group.get(n))]:
-                del group[name]
-        return {**state, "trace": self._trace.state_dict()}
+        return {**self._groups.state_dict(), "trace": self._trace.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned; a plain checkpoint of the base loads too.
@@ -327,14 +279,7 @@ class Perturbed(Wrapper):
         Radii are taken from the checkpoint, as ``lr`` is, but for those that are functions here: these stay.
         """
         self._abandon()
-        functions = [{name: r for name in self._radii if callable(r := group.get(name))} for group in self.param_groups]
-        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "trace"})
-        for group, own in zip(self.param_groups, functions, strict=True):
-            for name, radius in self._radii.items():
-                if callable(radius):
-                    group.pop(name, None)
-            group.update(own)
-        self._complete_groups()
+        self._groups.load_state_dict({key: value for key, value in state_dict.items() if key != "trace"})
         self._trace.load_state_dict(state_dict.get("trace"))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
