@@ -226,7 +226,7 @@ def test_a_queue_and_its_pointer_move_together(method):
 
 
 @every_method
-def test_constant_buffers_are_neither_copied_nor_written(method):
+def test_constant_buffers_of_every_kind_do_no_harm(method):
     model = seeded(lambda: nn.Sequential(nn.Linear(6, 3)))
     model.register_buffer("wide", torch.ones(1).expand(1000))
     with torch.inference_mode():
@@ -291,3 +291,99 @@ def test_nothing_keeps_a_model_alive():
     del model
     gc.collect()
     assert gone() is None
+
+
+class Silent(nn.Module):
+    """Writes its buffers where torch does not count: by a normalisation kernel, under other names, and by .data."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Linear(6, 6)
+        self.register_buffer("stored_mean", torch.zeros(6))
+        self.register_buffer("stored_var", torch.ones(6))
+        self.register_buffer("average", torch.ones(()))
+
+    def forward(self, x):
+        self.average.data.mul_(0.5)
+        return nn.functional.batch_norm(self.w(x), self.stored_mean, self.stored_var, training=True)
+
+
+@every_method
+@pytest.mark.parametrize("policy", ["first", "frozen"])
+def test_writes_that_torch_does_not_count(method, policy):
+    model, other = seeded(Silent), seeded(Silent)
+    opt = method.build(SGD(model.parameters(), lr=0.0), buffers=policy)
+    x, y = data(dtype=torch.float32)
+    for number, probe in enumerate(opt.probes()):
+        with probe:
+            if number == 0 and policy == "first":
+                other.load_state_dict(model.state_dict())
+                other(x)
+            nn.functional.cross_entropy(model(x), y).backward()
+    assert same(buffers(model), buffers(other))
+
+
+@every_method
+def test_a_closure_that_ends_in_evaluation_mode(method):
+    model = with_state()
+    opt = method.build(SGD(model.parameters(), lr=0.0))
+    plain = closure_of(opt, model, data(dtype=torch.float32))
+    seen = []
+
+    def closure():
+        model.train()
+        value = plain()
+        model.eval()
+        seen.append(model[1].running_mean.clone())
+        return value
+
+    model.train()
+    opt.step(closure)
+    assert torch.equal(model[1].running_mean, seen[0])
+
+
+@every_method
+def test_scripted_modules(method):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model = torch.jit.script(seeded(lambda: nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))))
+    opt = method.build(SGD(model.parameters(), lr=0.0))
+    opt.step(closure_of(opt, model, data(dtype=torch.float32)))
+    assert int(dict(model.named_buffers())["1.num_batches_tracked"]) == 1
+
+
+@every_method
+def test_a_named_container_that_nobody_else_holds(method):
+    encoder, head = nn.BatchNorm1d(6, affine=False), seeded(lambda: nn.Linear(6, 3))
+    opt = method.build(SGD(head.parameters(), lr=0.0), model=nn.ModuleList([encoder, head]))
+    x, y = data(dtype=torch.float32)
+    for probe in opt.probes():
+        with probe:
+            nn.functional.cross_entropy(head(encoder(x)), y).backward()
+    assert int(encoder.num_batches_tracked) == 1
+
+
+@every_method
+def test_a_model_that_is_wrapped_after_the_optimizer_was_made(method):
+    part = seeded(lambda: nn.Linear(6, 3))
+    opt = method.build(SGD(part.parameters(), lr=0.0))
+    model = nn.Sequential(nn.BatchNorm1d(6, affine=False), part)
+    opt.step(closure_of(opt, model, data(dtype=torch.float32)))
+    assert int(model[0].num_batches_tracked) == 1
+
+
+@every_method
+def test_parameters_that_a_forward_pass_gives_other_memory(method):
+    class Moves(nn.Linear):
+        def forward(self, x):
+            self.weight.data = self.weight.data.clone()
+            return super().forward(x)
+
+    model = seeded(lambda: Moves(6, 3))
+    before = snapshot(model)
+    opt = method.build(SGD(model.parameters(), lr=0.0))
+    for _ in range(3):
+        opt.step(closure_of(opt, model, data(dtype=torch.float32)))
+    assert same(snapshot(model), before)

@@ -191,6 +191,14 @@ def test_a_function_of_one_group_stays_too():
     assert opt._groups.radii()["sigma"].values == (0.2, 0.2, 0.3, 0.3)
 
 
+def test_a_number_of_one_group_stays_beside_a_function_for_the_others():
+    model = mlp()
+    groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), "sigma": 0.0}]
+    opt = fm.NSO(torch.optim.SGD(groups, lr=0.1), sigma=fm.schedules.linear(0.1, 0.2, 10))
+    opt.load_state_dict(through_a_file(opt.state_dict()))
+    assert opt._groups.radii()["sigma"].values == (0.1, 0.1, 0.0, 0.0)
+
+
 @every_method
 def test_numbers_of_numpy_load_with_weights_only(method):
     opt = method.build(torch.optim.SGD(mlp().parameters(), lr=0.1), **{method.radius: np.float64(0.05)})

@@ -93,7 +93,6 @@ def test_a_loop_held_open_by_someone_is_closed_by_the_next_one(method):
     held = opt.probes()
     with next(held):
         loss(model, data()).backward()
-    opt.zero_grad()
     opt.step(closure_of(opt, model, data()))
     assert same(snapshot(model), before)
 
@@ -291,14 +290,18 @@ def test_a_step_inside_a_closure_is_refused(method):
     assert same(snapshot(model), before)
 
 
-def test_clearing_gradients_inside_a_probe_is_refused():
+@pytest.mark.parametrize("inside", [True, False])
+def test_clearing_gradients_in_the_loop_is_refused(inside):
     model = mlp()
     before = snapshot(model)
     opt = fm.NSO(SGD(model.parameters(), lr=0.1), sigma=0.1)
     with pytest.raises(ProbeError, match=r"zero_grad\(\) came inside"):
         for probe in opt.probes():
-            with probe:
+            if not inside:
                 opt.zero_grad()
+            with probe:
+                if inside:
+                    opt.zero_grad()
                 loss(model, data()).backward()
     assert same(snapshot(model), before)
     opt.zero_grad()  # outside it is as ever

@@ -1,11 +1,13 @@
 """The loops people really write: accumulation, mixed precision, clipping, groups, schedules, second-order bases."""
 
+import copy
+
 import pytest
 import torch
 
 import flatmin as fm
 from methods_table import every_method, linear_methods
-from problems import closure_of, data, loss, mlp, same, snapshot
+from problems import closure_of, data, loss, mlp, same, snapshot, with_state
 
 SGD = torch.optim.SGD
 
@@ -291,3 +293,33 @@ def test_activation_checkpointing(method):
             h = checkpoint(other[:2], x, use_reentrant=False)
             torch.nn.functional.cross_entropy(other[2](h), y).backward()
     assert same(gradients(model), gradients(other))
+
+
+@every_method
+def test_a_compiled_model_is_compiled_once_and_sees_every_displacement(method):
+    import torch._dynamo as dynamo
+
+    dynamo.reset()
+    dynamo.utils.counters.clear()
+    model = with_state()
+    model[2].p = 0.0
+    compiled, eager = torch.compile(model, backend="aot_eager"), copy.deepcopy(model)
+    batch = data(dtype=torch.float32)
+    results = []
+    for net, call in ((model, compiled), (eager, eager)):
+        opt, losses = method.build(SGD(net.parameters(), lr=0.1)), []
+
+        def closure(opt=opt, call=call, losses=losses):
+            opt.zero_grad()
+            value = loss(call, batch)
+            value.backward()
+            losses.append(value.item())
+            return value
+
+        for _ in range(3):
+            opt.step(closure)
+        results.append(losses)
+    assert dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
+    assert int(model[1].num_batches_tracked) == 3
+    dynamo.reset()

@@ -109,10 +109,11 @@ class Groups:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the base's state; radii that are functions here stay, whatever the checkpoint holds."""
-        own = [{n: r for n in self._radii if callable(r := group.get(n))} for group in self._base.param_groups]
+        given = [{n: group[n] for n in self._radii if n in group} for group in self._base.param_groups]
         self._base.load_state_dict(state)
-        for group, functions in zip(self._base.param_groups, own, strict=True):
-            for name in [n for n, radius in self._radii.items() if callable(radius)]:
-                group.pop(name, None)
-            group.update(functions)
+        for group, own in zip(self._base.param_groups, given, strict=True):
+            for name, radius in self._radii.items():
+                if callable(own.get(name, radius)):
+                    group.pop(name, None)
+                group.update({name: own[name]} if name in own and name not in group else {})
         self.complete()

@@ -91,13 +91,17 @@ class LiveTrace:
         self._pending = [a + b for a, b in zip(earlier, sums, strict=True)]
 
     def discard(self) -> None:
-        """Forget what has not been committed."""
+        """Forget the samples that have not been committed."""
+        self._pending = None
+
+    def forget(self) -> None:
+        """Forget all that came before in this step: a new one begins."""
         self._pending, self._is_partial = None, False
 
     def commit(self) -> None:
         """Add what is pending as the sample of one optimizer step."""
         if self._pending is None or self._is_partial:
-            self.discard()
+            self.forget()
             return
         device = self._pending[0].device
         row = torch.stack([s.to(device) for s in self._pending])
@@ -107,7 +111,7 @@ class LiveTrace:
         self._samples = self._samples.to(device)  # a checkpoint may have brought it from elsewhere
         self._samples[self._count % self.window] = row
         self._count += 1
-        self.discard()
+        self.forget()
 
     def estimates(self) -> tuple[TraceEstimate, tuple[TraceEstimate, ...]] | None:
         """Return the estimate over all groups and that of each group, over the window; None if there is no sample."""
@@ -127,7 +131,7 @@ class LiveTrace:
             self._samples, self._count = samples.clone(), int(state["count"])
         else:
             self._samples, self._count = None, 0
-        self.discard()
+        self.forget()
 
 
 def _estimate(samples: Tensor) -> TraceEstimate:

@@ -98,14 +98,14 @@ class Perturbed(Wrapper):
         """Clear the gradients, as the base does.
 
         Raises:
-            ProbeError: It comes inside a probe of :meth:`probes`, where the gradients of the points are collected.
+            ProbeError: It comes inside a loop over :meth:`probes`, where the gradients of the points are collected.
         """
-        if self._open is not None and self._open.status == "inside" and not self._open.owned:
+        if self._open is not None and self._open.collects:
             raise ProbeError(
-                "zero_grad() came inside `with probe:`, where it would clear the gradients of the earlier points. "
-                "Call it after opt.step(), outside the loop over probes."
+                "zero_grad() came inside a loop over probes, where it would clear the gradients of the earlier points. "
+                "Call it after opt.step(), outside the loop."
             )
-        self._trace.discard()
+        self._trace.forget()
         super().zero_grad(set_to_none)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -136,6 +136,7 @@ class Perturbed(Wrapper):
                 name = type(self.base).__name__
                 raise ClosureError(f"{name} evaluates the loss as often as it likes, so it needs opt.step(closure).")
             self._require_finished_loop()
+            self._groups.require_complete()
             self._require_finite_gradients()
             loss = self.base.step()
         self._trace.commit()

@@ -97,8 +97,7 @@ class Displacer:
         return {i: local(p).detach() for i, p in self._parameters.items()}
 
     def _prepare(self) -> None:
-        if self._sharded:
-            self._here = self._locals()
+        self._here = self._locals()  # anew: a forward pass may have given a parameter other memory (.data = ...)
         torch.clear_autocast_cache()  # autocast keeps its copies of weights, and a write in place does not tell it
 
     def _add(self, displacement: Draw | Vector) -> None:

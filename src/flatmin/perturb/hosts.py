@@ -17,10 +17,10 @@ from flatmin.errors import ArgumentTypeError
 class Hosts:
     """The modules around a set of parameters: those that hold them, all that contain these, and their descendants.
 
-    The topmost of them are looked up once for each set of parameters, among the live modules that Python's garbage
-    collector tracks (a few tens of milliseconds), and held weakly; what is below them is walked anew each time. So the
-    one-line change of an optimizer is enough; where this search should not be made, or the modules were frozen out of
-    it (``gc.freeze``), name the model.
+    The topmost of them are looked up when the optimizer is made and again at its first step, among the live modules
+    that Python's garbage collector tracks (a few tens of milliseconds), and held weakly; what is below them is walked
+    anew each time. So the one-line change of an optimizer is enough; where this search should not be made, or the
+    modules were frozen out of it (``gc.freeze``), name the model.
 
     Args:
         model: The model, to search no further.
@@ -32,16 +32,22 @@ class Hosts:
     def __init__(self, model: nn.Module | None = None) -> None:
         if model is not None and not isinstance(model, nn.Module):
             raise ArgumentTypeError(f"model is a {type(model).__name__}, but a torch.nn.Module is needed, or nothing.")
-        self._is_given = model is not None
-        self._tops: list[weakref.ref[nn.Module]] = [] if model is None else [weakref.ref(model)]
+        self._model = model
+        self._tops: list[weakref.ref[nn.Module]] = []
         self._parameters: tuple[int, ...] | None = None
+        self._searches = 0
 
     def modules(self, parameters: Iterable[Tensor]) -> list[nn.Module]:
         """Return the modules around ``parameters``, each once."""
+        if self._model is not None:
+            return list(self._model.modules())
         tops = [reference() for reference in self._tops]
         identities = tuple(map(id, parameters))
-        if not self._is_given and (identities != self._parameters or None in tops):
-            tops = _search(frozenset(identities))
+        if identities != self._parameters or None in tops or self._searches < 2:
+            # Twice for each set: when the optimizer is made, while sharded parameters are sure to be in their modules,
+            # and at its first step, when the model has been wrapped by whatever wraps it.
+            self._searches = 1 if identities != self._parameters else 2
+            tops = [top for top in tops if top is not None] + _search(frozenset(identities))
             self._tops, self._parameters = [weakref.ref(top) for top in tops], identities
         return list({id(m): m for top in tops if top is not None for m in top.modules()}.values())
 

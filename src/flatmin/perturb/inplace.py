@@ -103,6 +103,7 @@ class Evaluation:
         self.owned = owned
         self._hides = owned  # whether what .grad holds is set aside during a probe
         self._parameters = parameters
+        self._has_begun = False
         self._displacer = Displacer(parameters, modules)
         self._buffers = Buffers(buffers, modules)
         self._common_randomness = common_randomness
@@ -139,6 +140,11 @@ class Evaluation:
             self._displacer.release()
             grads.drop(self._parameters)
             self._aside, self._before = {}, {}
+
+    @property
+    def collects(self) -> bool:
+        """Whether ``.grad`` holds, or is about to hold, gradients of some of the points."""
+        return not self.owned and self._has_begun and self.status in ("open", "inside")
 
     def _require_open(self) -> None:
         if self.status in ("abandoned", "finished"):
@@ -228,7 +234,7 @@ class Evaluation:
         except BaseException:
             self._displacer.restore()
             raise
-        self.status = "inside"
+        self.status, self._has_begun = "inside", True
         if self._hides:
             self._aside = grads.take(self._parameters)
         elif self._observer is not None and isinstance(displacement, Draw) and not self._before:
