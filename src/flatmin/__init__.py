@@ -18,14 +18,18 @@ from flatmin.errors import (
 )
 from flatmin.measures import GapEstimate, perturbation_gap
 from flatmin.noise import Binomial, Gaussian, Laplace, Rademacher, Uniform, schedules
-from flatmin.optim import NSO, SAM, WPSGD
+from flatmin.optim import ASAM, BSAM, NSO, RSAM, SAM, USAM, WPSGD, Plain, RandomlySmoothed, SharpnessAware
 from flatmin.perturb import gradient
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ASAM",
+    "BSAM",
     "NSO",
+    "RSAM",
     "SAM",
+    "USAM",
     "WPSGD",
     "ArgumentError",
     "ArgumentTypeError",
@@ -39,8 +43,11 @@ __all__ = [
     "Hessian",
     "Laplace",
     "NonFiniteError",
+    "Plain",
     "ProbeError",
     "Rademacher",
+    "RandomlySmoothed",
+    "SharpnessAware",
     "TraceEstimate",
     "Uniform",
     "flows",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +23,44 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return the shard of ``tensor`` on this rank, sharing its memory; ``tensor`` itself where it is whole."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
+    """Return the shard of ``tensor`` on this rank as real numbers, sharing its memory.
+
+    A whole tensor is its own shard, and a complex one is seen as pairs of real and imaginary parts: all that displaces
+    and restores is the same for both.
+    """
+    shard = tensor.to_local() if is_sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.view_as_real(shard) if shard.is_complex() else shard
+
+
+def real_shape(tensor: Tensor) -> torch.Size:
+    """Return the global shape of ``tensor``, a complex one being seen as pairs of real numbers."""
+    return torch.Size((*tensor.shape, 2)) if tensor.is_complex() else tensor.shape
 
 
 def local_slice(whole: Tensor, like: Tensor) -> Tensor:
-    """Return the part of ``whole`` (of the global shape of ``like``) that belongs to the local shard of ``like``."""
+    """Return the part of ``whole`` (of the global real shape of ``like``) that belongs to the shard of ``like``."""
     if not is_sharded(like):
         return whole
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset  # noqa: PLC0415 (slow to import)
 
     shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)  # pyright: ignore[reportAttributeAccessIssue]
     return whole[tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))]
+
+
+def norms_over(parameter: Tensor, *, first: int) -> Tensor:
+    """Return the Euclidean norms over the dimensions from ``first`` on, kept as ones, for the local shard.
+
+    Sums of squares are added over the ranks that hold other parts of the same slices: one small all-reduce for each
+    dimension of the mesh that cuts through them.
+    """
+    values = local(parameter)
+    wide = values.float() if values.dtype.itemsize < 4 else values
+    dims = tuple(range(first, wide.dim()))
+    squares = wide.square().sum(dims, keepdim=True) if dims else wide.square()
+    for dim, placement in enumerate(parameter.placements if is_sharded(parameter) else ()):  # pyright: ignore[reportAttributeAccessIssue]
+        if placement.is_shard() and placement.dim >= first:
+            torch.distributed.all_reduce(squares, group=parameter.device_mesh.get_group(dim))  # pyright: ignore[reportAttributeAccessIssue]
+    return squares.sqrt().to(values.dtype)
 
 
 class ShardedTotal:
@@ -84,10 +111,53 @@ def reshard(modules: Iterable[nn.Module]) -> None:
         module.reshard()  # pyright: ignore[reportCallIssue]
 
 
-def are_local(modules: Iterable[nn.Module]) -> bool:
-    """Tell whether gradients are being accumulated on this rank alone (``no_sync`` of DistributedDataParallel)."""
-    module = sys.modules.get("torch.nn.parallel.distributed")
-    if module is None:
-        return False
-    parallel = (m for m in modules if isinstance(m, module.DistributedDataParallel))
-    return any(not m.require_backward_grad_sync for m in parallel)
+class GradientAveraging:
+    """The averaging of gradients over ranks by DistributedDataParallel, which one backward pass can leave to a later.
+
+    Args:
+        modules: The modules around the parameters; those that average are found among them.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module] = ()) -> None:
+        module = sys.modules.get("torch.nn.parallel.distributed")
+        found = () if module is None else (m for m in modules if isinstance(m, module.DistributedDataParallel))
+        self._replicas: list[Any] = list(found)
+        self.is_put_off = False
+
+    @property
+    def is_kept_back(self) -> bool:
+        """Whether the user accumulates gradients on this rank alone for now (``no_sync``)."""
+        return not self.is_put_off and any(not m.require_backward_grad_sync for m in self._replicas)
+
+    @property
+    def can_be_put_off(self) -> bool:
+        """Whether there is an averaging to put off, and nothing that forbids it (``static_graph`` does)."""
+        return bool(self._replicas) and not self.is_kept_back and not any(m.static_graph for m in self._replicas)
+
+    @property
+    def needs_every_parameter(self) -> bool:
+        """Whether every parameter is sure to take part in every backward pass."""
+        return not any(m.find_unused_parameters for m in self._replicas)
+
+    def put_off(self) -> None:
+        """Keep the gradients of the next forward and backward pass on this rank."""
+        self.is_put_off = True
+        for module in self._replicas:
+            module.require_backward_grad_sync = False
+
+    def resume(self) -> None:
+        """Average again, as found."""
+        if self.is_put_off:
+            for module in self._replicas:
+                module.require_backward_grad_sync = True
+        self.is_put_off = False
+
+    def mean(self, values: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Return the averages over ranks of 0-dim tensors, by one small all-reduce."""
+        if not values or not self._replicas:
+            return dict(values)
+        first = next(iter(values.values()))
+        row = torch.stack([value.to(first.device) for value in values.values()])
+        group = self._replicas[0].process_group
+        torch.distributed.all_reduce(row, group=group)
+        return dict(zip(values, (row / torch.distributed.get_world_size(group)).unbind(), strict=True))

@@ -43,6 +43,10 @@ class Stream:
     def _first(self) -> int:
         return int(np.random.SeedSequence(self.seed, spawn_key=self.path).generate_state(1, np.uint64)[0])
 
+    def sign(self) -> int:
+        """Return the fair sign, 1 or -1, of this stream."""
+        return 1 if self._first & 1 else -1
+
     def generator(self, index: int, device: torch.device) -> torch.Generator:
         """Return a fresh generator on ``device`` for the ``index``-th tensor of this stream."""
         # 63 bits, the range that every backend takes. torch's CPU generator looks at the lowest 32 only, which is

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,22 +15,30 @@ from torch import Tensor
 Total = Callable[[Mapping[int, Tensor]], Tensor]
 
 
+T_co = TypeVar("T_co", covariant=True)
+
+
 @dataclass(frozen=True)
-class PerParameter:
-    """One number for each parameter position: what a hyperparameter becomes when parameter groups differ."""
+class PerParameter(Generic[T_co]):
+    """One value for each parameter position: what a hyperparameter becomes when parameters differ in it."""
 
-    values: tuple[float, ...]
+    values: tuple[T_co, ...]
 
-    def __getitem__(self, position: int) -> float:
+    def __getitem__(self, position: int) -> T_co:
         return self.values[position]
 
+    def __neg__(self: PerParameter[float]) -> PerParameter[float]:
+        return PerParameter(tuple(-value for value in self.values))
 
-Scale = float | PerParameter
+
+Scale = float | PerParameter[float]
+
+U = TypeVar("U", int, float, str)
 
 
-def scale_at(scale: Scale, position: int) -> float:
-    """Return the number that ``scale`` holds for ``position``."""
-    return scale[position] if isinstance(scale, PerParameter) else scale
+def value_for(value: U | PerParameter[U], position: int) -> U:
+    """Return what ``value`` is for ``position``."""
+    return value[position] if isinstance(value, PerParameter) else value
 
 
 def is_zero(scale: Scale) -> bool:
@@ -58,7 +67,8 @@ def plain_total(parts: Mapping[int, Tensor]) -> Tensor:
     return torch.stack([value.to(values[0].device) for value in values]).sum()
 
 
-def _dense(tensor: Tensor) -> Tensor:
+def dense(tensor: Tensor) -> Tensor:
+    """Return ``tensor``, made dense if it is sparse."""
     return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
@@ -85,7 +95,10 @@ class Vector:
         self.tensors = dict(tensors)
         self.total = total
 
-    def __add__(self, other: Vector) -> Vector:
+    def __add__(self, other: Vector | Scale) -> Vector:
+        if not isinstance(other, Vector):  # a number is added to every coordinate that is there
+            numbers = [value_for(other, i) for i in self.tensors]
+            return self._like(torch._foreach_add(list(self.tensors.values()), numbers)) if numbers else self
         shared = [i for i in self.tensors if i in other.tensors]
         if not shared:
             return Vector(self.tensors | other.tensors, self.total)
@@ -96,16 +109,33 @@ class Vector:
         # `total = 0; total += g` is how papers write a sum.
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
+    def _like(self, tensors: Iterable[Tensor]) -> Vector:
+        return Vector(dict(zip(self.tensors, tensors, strict=True)), self.total)
+
     def __neg__(self) -> Vector:
         return -1.0 * self
+
+    def __abs__(self) -> Vector:
+        return self._like(torch._foreach_abs(list(self.tensors.values()))) if self.tensors else self
+
+    def sqrt(self) -> Vector:
+        """Return the square root of every coordinate."""
+        return self._like(torch._foreach_sqrt(list(self.tensors.values()))) if self.tensors else self
 
     def __sub__(self, other: Vector) -> Vector:
         return self + -other
 
-    def __mul__(self, scale: Scale | Tensor) -> Vector:
+    def __mul__(self, scale: Vector | Scale | Tensor) -> Vector:
+        """Multiply by a number, by one for each parameter, or coordinate by coordinate by another vector."""
         positions, tensors = list(self.tensors), list(self.tensors.values())
         if not tensors:
             return self
+        if isinstance(scale, Vector):
+            shared = [i for i in positions if i in scale.tensors]
+            if not shared:
+                return Vector({}, self.total)
+            products = torch._foreach_mul([self.tensors[i] for i in shared], [scale.tensors[i] for i in shared])
+            return Vector(dict(zip(shared, products, strict=True)), self.total)
         if isinstance(scale, PerParameter):
             tensors = torch._foreach_mul(tensors, [scale[i] for i in positions])
         elif isinstance(scale, Tensor):
@@ -121,7 +151,9 @@ class Vector:
 
     __rmul__ = __mul__
 
-    def __truediv__(self, scale: float | Tensor) -> Vector:
+    def __truediv__(self, scale: Vector | float | Tensor) -> Vector:
+        if isinstance(scale, Vector):
+            return self * Vector({i: tensor.reciprocal() for i, tensor in scale.tensors.items()})
         return self * (1.0 / scale)
 
     def inner_parts(self, other: Vector) -> dict[int, Tensor]:
@@ -130,7 +162,7 @@ class Vector:
         if not shared:
             return {}
         # A sparse gradient may meet a dense perturbation, and products of 16-bit numbers underflow.
-        mine, theirs = ([_wide(_dense(v.tensors[i])) for i in shared] for v in (self, other))
+        mine, theirs = ([_wide(dense(v.tensors[i])) for i in shared] for v in (self, other))
         products = torch._foreach_mul(mine, theirs)
         return {i: p.sum(dtype=accumulation_dtype(p.device)) for i, p in zip(shared, products, strict=True)}
 
@@ -152,3 +184,8 @@ class Vector:
         """Return the vector of length one in this direction; the zero vector stays zero."""
         length = self.norm()
         return self * torch.where(length == 0, length, 1.0 / length)
+
+    def orthogonal_to(self, other: Vector) -> Vector:
+        """Return this vector without its component along ``other``; all of it if ``other`` is zero."""
+        square = other.dot(other)
+        return self - other * torch.where(square == 0, square, self.dot(other) / square)

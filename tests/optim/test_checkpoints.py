@@ -11,7 +11,7 @@ import torch
 from torch.optim import Optimizer
 
 import flatmin as fm
-from methods_table import every_method
+from methods_table import every_method, methods_with_radius, wrapping_methods
 from problems import closure_of, data, mlp, same, snapshot
 
 BASES = {
@@ -37,7 +37,7 @@ def through_a_file(value):
 @every_base
 def test_resumed_equals_uninterrupted(method, base):
     whole = mlp()
-    opt = method.build(base(whole.parameters()), **{method.radius: fm.schedules.linear(0.01, 0.1, 6)})
+    opt = method.build(base(whole.parameters()), **method.at(fm.schedules.linear(0.01, 0.1, 6)))
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 8)
     for _ in range(3):
         train(opt, whole, 1)
@@ -45,7 +45,7 @@ def test_resumed_equals_uninterrupted(method, base):
     saved = through_a_file({"model": whole.state_dict(), "opt": opt.state_dict(), "lr": scheduler.state_dict()})
 
     resumed = mlp()
-    opt2 = method.build(base(resumed.parameters()), **{method.radius: fm.schedules.linear(0.01, 0.1, 6)})
+    opt2 = method.build(base(resumed.parameters()), **method.at(fm.schedules.linear(0.01, 0.1, 6)))
     scheduler2 = torch.optim.lr_scheduler.CosineAnnealingLR(opt2, 8)
     resumed.load_state_dict(saved["model"])
     opt2.load_state_dict(saved["opt"])
@@ -56,7 +56,7 @@ def test_resumed_equals_uninterrupted(method, base):
             s.step()
     assert same(snapshot(whole), snapshot(resumed))
     assert opt2.param_groups[0]["perturbation_step"] == 7
-    if method.linear:
+    if method.traces:
         assert opt.trace_estimate.value == opt2.trace_estimate.value
         assert opt2.trace_estimate.num_matvecs == 7
 
@@ -120,7 +120,7 @@ def test_schedulers_attach_to_either_object(method):
             assert opt.param_groups[0]["lr"] == opt.base.param_groups[0]["lr"] == 0.5 ** (step + 1)
 
 
-@every_method
+@wrapping_methods
 def test_a_plain_checkpoint_of_the_base_loads(method):
     model = mlp()
     base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -129,11 +129,12 @@ def test_a_plain_checkpoint_of_the_base_loads(method):
     opt = method.build(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
     opt.load_state_dict(base.state_dict())
     assert len(opt.state) == 4
-    assert opt.param_groups[0][method.radius] == method.arguments[method.radius]
+    for name in method.at(0):
+        assert opt.param_groups[0][name] == method.arguments[name]
     train(opt, model, 1)
 
 
-@every_method
+@wrapping_methods
 def test_a_base_that_has_trained_already_keeps_its_state(method):
     model = mlp()
     base = torch.optim.AdamW(model.parameters())
@@ -199,9 +200,9 @@ def test_a_number_of_one_group_stays_beside_a_function_for_the_others():
     assert opt._groups.radii()["sigma"].values == (0.1, 0.1, 0.0, 0.0)
 
 
-@every_method
+@methods_with_radius
 def test_numbers_of_numpy_load_with_weights_only(method):
-    opt = method.build(torch.optim.SGD(mlp().parameters(), lr=0.1), **{method.radius: np.float64(0.05)})
+    opt = method.build(torch.optim.SGD(mlp().parameters(), lr=0.1), **method.at(np.float64(0.05)))
     assert through_a_file(opt.state_dict())["param_groups"][0][method.radius] == 0.05
 
 

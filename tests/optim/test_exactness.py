@@ -1,12 +1,13 @@
 """What a method computes, against the base optimizer, the pure driver, and the paper's pseudocode."""
 
 import copy
+import functools
 
 import pytest
 import torch
 
 import flatmin as fm
-from methods_table import METHODS, every_method
+from methods_table import METHODS, every_method, methods_that_turn_off
 from problems import closure_of, data, loss, mlp, same, snapshot, with_state
 
 SGD = torch.optim.SGD
@@ -36,7 +37,7 @@ def test_learning_rate_zero_leaves_the_weights_bitwise_alone(method, shell):
         assert same(snapshot(model), before)
 
 
-@every_method
+@methods_that_turn_off
 @pytest.mark.parametrize("shell", ["closure", "probes"])
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES.keys())
 def test_radius_zero_is_the_base_optimizer_bitwise(method, shell, base):
@@ -47,7 +48,7 @@ def test_radius_zero_is_the_base_optimizer_bitwise(method, shell, base):
         model = with_state()
         opt = base(model.parameters())
         if perturbed:
-            opt = method.build(opt, **{method.radius: 0.0})
+            opt = method.build(opt, **method.off)
         with torch.random.fork_rng():
             torch.manual_seed(7)
             for _ in range(4):
@@ -67,7 +68,7 @@ def test_in_place_equals_pure_driver(method):
     for step in range(3):
         weights = {name: p.detach().clone() for name, p in model.named_parameters()}
         expected = fm.gradient(
-            method.bound_flow(),
+            functools.partial(opt._flow, **opt._arguments()),
             lambda w: torch.nn.functional.cross_entropy(torch.func.functional_call(model, w, batch[0]), batch[1]),
             weights,
             seed=5,
@@ -90,11 +91,8 @@ def test_equals_the_pseudocode_of_its_paper(method):
 
     start = [p.detach().clone() for p in model.parameters()]
     expected = method.reference(start, gradient, eta=0.1, mu=0.9, steps=6, seed=3)
-    opt = (
-        method.build(SGD(model.parameters(), lr=0.1, momentum=0.9), seed=3)
-        if method.linear
-        else method.build(SGD(model.parameters(), lr=0.1, momentum=0.9))
-    )
+    seed = {"seed": 3} if method.seeded else {}
+    opt = method.build(SGD(model.parameters(), lr=0.1, momentum=0.9), **seed)
     for _ in range(6):
         opt.step(closure_of(opt, model, batch))
     for p, e, s in zip(model.parameters(), expected, start, strict=True):
@@ -105,19 +103,23 @@ def test_equals_the_pseudocode_of_its_paper(method):
 @every_method
 def test_a_plan_is_what_the_flow_does_live(method):
     """Linear flows are planned on symbols; running the same text on real gradients gives the same direction."""
-    from flatmin.perturb import Draw, Stay, plan, realize
-    from flatmin.perturb.functional import _live
+    from flatmin.perturb import Draw, Realized, Stay, Weights, plan, realize
+    from flatmin.perturb.functional import run_live
     from flatmin.streams import Stream
     from flatmin.vectors import Vector
 
     w = {0: torch.linspace(-1, 1, 5, dtype=torch.float64), 1: torch.tensor(0.3, dtype=torch.float64)}
 
     def evaluate(u):
+        if isinstance(u, Weights):
+            return Vector(w)
+        if isinstance(u, Realized):
+            return realize(u.draw, w)
         at = Vector(w) + (Vector({}) if isinstance(u, Stay) else realize(u, w) if isinstance(u, Draw) else u)
         return Vector({i: t**3 - t for i, t in at.tensors.items()})
 
     stream, flow = Stream(1, (4,)), method.bound_flow()
-    live = _live(flow, stream, evaluate)
+    live, _ = run_live(flow(stream), evaluate)
     steps = plan(flow(stream))
     assert (steps is not None) == method.linear
     if steps is not None:
@@ -142,7 +144,8 @@ def test_both_shells_take_the_same_steps_bitwise(method):
 
 @every_method
 def test_number_of_evaluations(method):
-    for changes, expected in (({}, method.evaluations), ({method.radius: 0.0}, method.at_rest)):
+    cases = [({}, method.evaluations)] + ([] if method.off is None else [(method.off, method.at_rest)])
+    for changes, expected in cases:
         model, batch = mlp(), data()
         opt = method.build(SGD(model.parameters(), lr=0.1), **changes)
         closure, calls = closure_of(opt, model, batch), []
@@ -152,23 +155,21 @@ def test_number_of_evaluations(method):
 
 @every_method
 def test_the_loss_that_step_returns(method):
-    """A noise method returns the average over its points, the others the loss at the weights."""
+    """A method that is linear in the gradients returns the average over its points, the others that of the first."""
     model, batch = mlp(), data()
-    reference = copy.deepcopy(model)
     opt = method.build(SGD(model.parameters(), lr=0.1))
-    losses, closure = [], closure_of(opt, model, batch)
+    losses, weights, closure = [], [], closure_of(opt, model, batch)
 
     def recording():
         value = closure()
         losses.append(value.item())
+        weights.append(opt.probe.weight)
         return value
 
     returned = opt.step(recording)
     assert not returned.requires_grad
-    if method.linear:
-        torch.testing.assert_close(float(returned), sum(losses) / len(losses), rtol=1e-12, atol=0)
-    else:
-        torch.testing.assert_close(returned, loss(reference, batch).detach(), rtol=0, atol=0)
+    expected = sum(w * v for w, v in zip(weights, losses, strict=True)) if method.linear else losses[0]
+    torch.testing.assert_close(float(returned), expected, rtol=1e-12, atol=0)
     assert isinstance(opt.step(lambda: closure().item()), float)
 
 

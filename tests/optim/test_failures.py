@@ -7,7 +7,7 @@ import torch
 
 import flatmin as fm
 from flatmin import ArgumentError, ArgumentTypeError, ClosureError, NonFiniteError, ProbeError
-from methods_table import METHODS, every_method
+from methods_table import METHODS, every_method, methods_with_radius, wrapping_methods
 from problems import closure_of, data, loss, mlp, same, snapshot
 
 SGD = torch.optim.SGD
@@ -138,7 +138,7 @@ def test_nan_in_one_evaluation_is_refused_with_the_weights_and_the_state_as_they
     def closure():
         calls.append(1)
         value = plain()
-        if len(calls) == number:
+        if len(calls) == min(number, method.evaluations):
             if what == "loss":
                 return value * float("nan")
             model[0].bias.grad[0] = float("inf")
@@ -150,9 +150,8 @@ def test_nan_in_one_evaluation_is_refused_with_the_weights_and_the_state_as_they
     assert same(snapshot(model), before)
     after = opt.state_dict()
     assert after["param_groups"] == state["param_groups"]
-    assert same(
-        [s["momentum_buffer"] for s in after["state"].values()], [s["momentum_buffer"] for s in state["state"].values()]
-    )
+    for now, then in zip(after["state"].values(), state["state"].values(), strict=True):
+        assert same(now, then)
     opt.step(plain)
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
@@ -194,11 +193,12 @@ def test_a_closure_without_return_or_without_backward(method):
     ids=lambda value: str(value)[:40],
 )
 def test_bad_arguments(method, kwargs, error, message):
+    model = mlp()
     with pytest.raises(error, match=message):
-        method.build(SGD(mlp().parameters(), lr=0.1), **kwargs)
+        method.build(SGD(model.parameters(), lr=0.1), **kwargs)
 
 
-@every_method
+@wrapping_methods
 def test_a_base_that_is_none(method):
     model = mlp()
     with pytest.raises(ArgumentTypeError, match=r"base is the class SGD; pass an instance"):
@@ -211,18 +211,18 @@ def test_a_base_that_is_none(method):
         method.build(SGD(mlp().requires_grad_(False).parameters(), lr=0.1))
 
 
-@every_method
+@methods_with_radius
 def test_a_bad_radius_in_a_parameter_group(method):
     model = mlp()
-    groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), method.radius: -1.0}]
+    groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), **method.at(-1.0)}]
     with pytest.raises(ArgumentError, match=rf"{method.radius} of a parameter group is -1\.0"):
         method.build(SGD(groups, lr=0.1))
 
 
-@every_method
+@methods_with_radius
 def test_a_schedule_that_goes_wrong_later(method):
     model = mlp()
-    opt = method.build(SGD(model.parameters(), lr=0.1), **{method.radius: lambda step: 0.1 - step})
+    opt = method.build(SGD(model.parameters(), lr=0.1), **method.at(lambda step: 0.1 - step))
     opt.step(closure_of(opt, model, data()))
     before = snapshot(model)
     with pytest.raises(ArgumentError, match=rf"{method.radius} at step 1 is -0\.9"):
@@ -331,7 +331,7 @@ def test_hooks_that_step_during_backward_are_refused(method):
                 loss(model, data()).backward()
 
 
-@every_method
+@wrapping_methods
 def test_after_a_failed_closure_a_plain_step_is_a_plain_step(method):
     model, other = mlp(), mlp()
     opt = method.build(SGD(model.parameters(), lr=0.1))
@@ -377,8 +377,6 @@ def test_parameters_that_cannot_be_displaced(method):
     whole = torch.nn.Parameter(torch.ones(3))
     with pytest.raises(ArgumentError, match=r"number 0 and 1 share their memory.*one Parameter in both places"):
         method.build(SGD([whole, torch.nn.Parameter(whole.data)], lr=0.1))
-    with pytest.raises(ArgumentTypeError, match="number 0 is complex"):
-        method.build(SGD([torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))], lr=0.1))
     with pytest.raises(ArgumentError, match="not initialised yet"):
         method.build(SGD(torch.nn.LazyLinear(3).parameters(), lr=0.1))
     with pytest.raises(ArgumentTypeError, match="model is a str"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import flatmin as fm
-from methods_table import every_method, linear_methods
+from methods_table import every_method, linear_methods, methods_with_radius, rows, wrapping_methods
 from problems import closure_of, data, loss, mlp, same, snapshot, with_state
 
 SGD = torch.optim.SGD
@@ -55,7 +55,8 @@ def test_a_loop_over_probes_inside_each_micro_batch_equals_the_big_batch(method)
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
     whole.step()
     opt.step()
-    torch.testing.assert_close(whole.trace_estimate.value, opt.trace_estimate.value, rtol=1e-9, atol=0)
+    if method.traces:
+        torch.testing.assert_close(whole.trace_estimate.value, opt.trace_estimate.value, rtol=1e-9, atol=0)
 
 
 @every_method
@@ -90,7 +91,7 @@ def test_grad_scaler_equals_full_precision(method, clip):
         results.append((snapshot(model), opt.trace_estimate))
     for name, value in results[0][0].items():
         torch.testing.assert_close(value, results[1][0][name], rtol=1e-5, atol=1e-6)
-    if method.linear:
+    if method.traces:
         torch.testing.assert_close(results[0][1].value, results[1][1].value, rtol=1e-3, atol=1e-3)
 
 
@@ -112,7 +113,7 @@ def test_grad_scaler_skips_a_step_that_overflows_and_the_run_goes_on(method):
             scaler.scale(loss(model, batch)).backward()
     scaler.step(opt)
     assert not same(snapshot(model), before)
-    if method.linear:
+    if method.traces:
         assert torch.isfinite(torch.tensor(opt.trace_estimate.value))
 
 
@@ -142,7 +143,7 @@ def test_autocast_around_the_whole_step(method, shell):
     results = []
     for outside in (True, False):
         model, batch = mlp(torch.float32), data(dtype=torch.float32)
-        opt = method.build(SGD(model.parameters(), lr=0.1), **{method.radius: 0.5})
+        opt = method.build(SGD(model.parameters(), lr=0.1), **method.at(0.5))
         losses = []
 
         def evaluate(model=model, losses=losses, outside=outside, batch=batch):
@@ -162,7 +163,7 @@ def test_autocast_around_the_whole_step(method, shell):
                 opt.step()
         results.append((losses, snapshot(model)))
     assert results[0][0] == results[1][0]
-    assert len(set(results[0][0])) > 1
+    assert len(set(results[0][0])) > (1 if method.evaluations > 1 else 0)
     assert same(results[0][1], results[1][1])
 
 
@@ -175,12 +176,12 @@ def test_clipping_sees_the_final_gradient(method):
     torch.testing.assert_close(torch.nn.utils.clip_grad_norm_(other.parameters(), 1e9), expected)
 
 
-@every_method
+@rows(lambda m: m.radius is not None and m.off is not None)
 def test_groups_have_radii_of_their_own_and_zero_leaves_a_group_where_it_is(method):
     model = mlp()
     groups = [
-        {"params": list(model[0].parameters()), method.radius: 0.0},
-        {"params": list(model[2].parameters()), method.radius: 0.3},
+        {"params": list(model[0].parameters()), **method.off},
+        {"params": list(model[2].parameters()), **method.at(0.3)},
     ]
     opt = method.build(SGD(groups, lr=0.1))
     start = snapshot(model)
@@ -191,7 +192,7 @@ def test_groups_have_radii_of_their_own_and_zero_leaves_a_group_where_it_is(meth
                 assert not torch.equal(start["2.weight"], model[2].weight)
             loss(model, data()).backward()
     opt.step()
-    if method.linear:
+    if method.traces:
         first, second = opt.group_trace_estimates
         assert first.value == 0
         assert second.value == opt.trace_estimate.value != 0
@@ -210,16 +211,16 @@ def test_a_group_added_later_takes_part(method):
     assert opt.param_groups[1]["lr"] == 0.1
 
 
-@every_method
+@methods_with_radius
 def test_a_schedule_is_asked_for_each_step(method):
     asked, model = [], mlp()
-    opt = method.build(SGD(model.parameters(), lr=0.1), **{method.radius: lambda step: asked.append(step) or 0.05})
+    opt = method.build(SGD(model.parameters(), lr=0.1), **method.at(lambda step: asked.append(step) or 0.05))
     for _ in range(3):
         opt.step(closure_of(opt, model, data()))
     assert sorted(set(asked)) == [0, 1, 2]
 
 
-@every_method
+@wrapping_methods
 def test_lbfgs_as_base(method):
     """The base evaluates as often as it likes; within a step the noise stays the same, so its line search is sound."""
     model, batch = mlp(), data()
@@ -228,7 +229,7 @@ def test_lbfgs_as_base(method):
     for _ in range(2):
         opt.step(lambda: calls.append(1) or closure())
     state = opt.state[model[0].weight]
-    assert len(calls) == method.evaluations * state["func_evals"] > 4
+    assert len(calls) == method.evaluations * state["func_evals"] > 2
     assert opt.param_groups[0]["perturbation_step"] == 2
 
 
@@ -251,7 +252,7 @@ def test_lbfgs_on_a_quadratic_is_not_changed_by_two_points():
     torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-12)
 
 
-@every_method
+@wrapping_methods
 def test_step_without_closure_and_without_probes_is_a_step_of_the_base(method):
     model, other = mlp(), mlp()
     for net in (model, other):

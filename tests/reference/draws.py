@@ -5,6 +5,10 @@ import torch
 from flatmin.streams import Stream
 
 
-def noise(law, like, *, seed, step, draw):
-    stream = Stream(seed, (step, draw))
+def sign(*, seed, step):
+    return Stream(seed, (step,)).sign()
+
+
+def noise(law, like, *, seed, step, draw=None):
+    stream = Stream(seed, (step,) if draw is None else (step, draw))
     return [law.sample_(torch.empty_like(t), stream.generator(p, t.device)) for p, t in enumerate(like)]

@@ -14,7 +14,26 @@ from __future__ import annotations
 from flatmin.noise import Gaussian, Law
 from flatmin.perturb import STAY, Draw, Flow
 from flatmin.streams import Stream
-from flatmin.vectors import Scale
+from flatmin.vectors import PerParameter, Scale
+
+NoiseUnit = str | PerParameter[str]
+
+
+def sgd(stream: Stream) -> Flow:  # noqa: ARG001 (every flow is given a stream)
+    r"""The gradient itself, :math:`\nabla f(w)`: the identity among flows.
+
+    Args:
+        stream: Not used.
+
+    Returns:
+        The flow.
+
+    Example:
+        >>> import torch, flatmin as fm
+        >>> fm.gradient(sgd, lambda w: w["x"] ** 2, {"x": torch.tensor(3.0)})
+        {'x': tensor(6.)}
+    """
+    return (yield STAY)
 
 
 def nso(
@@ -23,6 +42,7 @@ def nso(
     sigma: Scale,
     num_perturbations: int = 1,
     noise: Law = Gaussian(),  # noqa: B008 (frozen)
+    noise_scale: NoiseUnit = "absolute",
     clean_weight: float = 0.0,
 ) -> Flow:
     r"""Two-point noise injection: :math:`\frac{1}{2k}\sum_{j=1}^k [\nabla f(w + u_j) + \nabla f(w - u_j)]`.
@@ -32,6 +52,7 @@ def nso(
         sigma: Standard deviation of each coordinate of u, in units of the weights.
         num_perturbations: k of Algorithm 1. Cost: 2k gradients.
         noise: Law of u; centred, symmetric, unit variance.
+        noise_scale: Unit of sigma: ``"absolute"``, or the norm of each ``"parameter"`` or ``"filter"``.
         clean_weight: λ in [0, 1] of the direction λ ∇f(w) + (1 - λ) (the above): the mixed objective of the authors'
             code, not in the paper. One gradient more where 0 < λ < 1, and only ∇f(w) where λ = 1.
 
@@ -47,7 +68,7 @@ def nso(
     """
     clean, total = (yield STAY), 0
     for j in range(num_perturbations):
-        u = sigma * Draw(noise, stream.child(j))
+        u = sigma * Draw(noise, stream.child(j), noise_scale)
         total += yield u
         total += yield -u
     return clean_weight * clean + (1 - clean_weight) * (total / (2 * num_perturbations))
@@ -59,6 +80,7 @@ def wpsgd(
     sigma: Scale,
     num_perturbations: int = 1,
     noise: Law = Gaussian(),  # noqa: B008 (frozen)
+    noise_scale: NoiseUnit = "absolute",
 ) -> Flow:
     r"""Weight-perturbed SGD (randomized smoothing): :math:`\frac1k\sum_{j=1}^k \nabla f(w + u_j)`.
 
@@ -67,6 +89,7 @@ def wpsgd(
         sigma: Standard deviation of each coordinate of u, in units of the weights.
         num_perturbations: k. Cost: k gradients; NSO(k) is matched in cost by 2k of these.
         noise: Law of u; centred, unit variance.
+        noise_scale: Unit of sigma, see :func:`nso`.
 
     Returns:
         The flow; its direction is an unbiased estimate of the gradient of F.
@@ -79,5 +102,5 @@ def wpsgd(
     """
     total = 0
     for j in range(num_perturbations):
-        total += yield sigma * Draw(noise, stream.child(j))
+        total += yield sigma * Draw(noise, stream.child(j), noise_scale)
     return total / num_perturbations

@@ -64,6 +64,23 @@ class Warmup:
         return min(step / self.num_steps, 1.0) * value_at(self.schedule, step, name="schedule")
 
 
+@dataclass(frozen=True)
+class Cutoff:
+    """``schedule`` for ``num_steps`` steps, and 0 from then on."""
+
+    schedule: float | Schedule
+    num_steps: int
+
+    def __post_init__(self) -> None:
+        whole("num_steps", self.num_steps, minimum=1, hint=_STEPS)
+        if not callable(self.schedule):
+            nonnegative("schedule", self.schedule, hint=_VALUE)
+
+    def __call__(self, step: int) -> float:
+        """Return the value at ``step``."""
+        return value_at(self.schedule, step, name="schedule") if step < self.num_steps else 0.0
+
+
 def linear(start: float, end: float, num_steps: int) -> Ramp:
     """Return the straight line from ``start`` to ``end`` in ``num_steps`` steps.
 
@@ -102,6 +119,18 @@ def warmup(schedule: float | Schedule, num_steps: int) -> Warmup:
         [0.0, 0.005, 0.01, 0.01]
     """
     return Warmup(schedule, num_steps)
+
+
+def cutoff(schedule: float | Schedule, num_steps: int) -> Cutoff:
+    """Return ``schedule`` (a number or another schedule) for ``num_steps`` steps, followed by zero.
+
+    As ``rho`` of ``RandomlySmoothed`` and ``SharpnessAware`` it begins the final phase of gradient descent.
+
+    Example:
+        >>> [cutoff(0.1, 2)(step) for step in range(4)]
+        [0.1, 0.1, 0.0, 0.0]
+    """
+    return Cutoff(schedule, num_steps)
 
 
 def value_at(value: float | Schedule, step: int, *, name: str) -> float:

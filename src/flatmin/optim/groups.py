@@ -6,56 +6,93 @@ They stand beside ``lr``, because that is the one place that every way of checkp
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flatmin.checks import whole
-from flatmin.noise import Schedule, value_at
+from flatmin.checks import choice, whole
+from flatmin.noise import value_at
+from flatmin.optim.patterns import (
+    NOBODY,
+    Owner,
+    Pattern,
+    Radius,
+    check_radius,
+    is_by_name,
+    resolve,
+    schedules,
+    stays_in_code,
+)
+from flatmin.perturb import NOISE_SCALES
 from flatmin.streams import Stream
 from flatmin.vectors import PerParameter, Scale
 
-STEP, SEED = "perturbation_step", "perturbation_seed"
+STEP, SEED, NOISE_SCALE = "perturbation_step", "perturbation_seed", "noise_scale"
+
+OwnersOf = Callable[[Iterable[Tensor]], list[Owner]]
+
+
+def _nobody(parameters: Iterable[Tensor]) -> list[Owner]:
+    return [NOBODY for _ in parameters]
 
 
 class Groups:
     """The parameter groups of a base optimizer, as a method sees them.
 
-    A radius is a number or a function of the step. Numbers are entries of the groups and travel with checkpoints, as
-    ``lr`` does. Functions are code: they stay where they were given, in the constructor or in a group.
+    A radius is a number, a function of the step, or a mapping from patterns of parameter names to either. Numbers are
+    entries of the groups and travel with checkpoints, as ``lr`` does. The others are code: they stay where they were
+    given, in the constructor or in a group.
 
     Args:
         base: The optimizer whose groups they are; looked up anew each time, since loading replaces them.
         radii: The method's radii by name, for groups that have none of their own.
         seed: Seed of the noise.
+        noise_scale: Unit of the noise, see :class:`~flatmin.perturb.Draw`, for groups that have none of their own; None
+            for methods that do not ask for it.
+        owners: Tells the names of parameters and the modules that hold them.
 
     Raises:
-        ArgumentError: A radius is negative or not finite, or the seed is negative.
-        ArgumentTypeError: One is no number.
+        ArgumentError: A radius is negative or not finite, the seed is negative, or the unit is unknown.
+        ArgumentTypeError: One is of the wrong kind.
     """
 
-    def __init__(self, base: Optimizer, radii: Mapping[str, float | Schedule], seed: int) -> None:
+    def __init__(
+        self,
+        base: Optimizer,
+        radii: Mapping[str, Radius],
+        seed: int,
+        *,
+        noise_scale: str | None = None,
+        owners: OwnersOf = _nobody,
+    ) -> None:
         self._base = base
         self._radii = dict(radii)
         self._seed = whole("seed", seed, minimum=0, hint="It is the seed of the noise.")
+        self._noise_scale = None if noise_scale is None else choice(NOISE_SCALE, noise_scale, NOISE_SCALES)
+        self._owners_of = owners
+        self._owners: tuple[tuple[int, ...], list[Owner]] | None = None
         for name, radius in self._radii.items():
-            value_at(radius, 0, name=name)
+            check_radius(name, radius)
         self.complete()
 
     def complete(self) -> None:
-        """Give every group its step, its seed and its radii, and check the radii of its own."""
+        """Give every group its step, its seed, its radii and its unit of the noise, and check those of its own."""
         groups = self._base.param_groups
         step, seed = groups[0].get(STEP, 0), groups[0].get(SEED, self._seed)
         for group in groups:
             for name, radius in self._radii.items():
                 own = group.get(name, radius)
-                number = value_at(own, 0, name=f"{name} of a parameter group")
-                if not callable(own):
-                    group[name] = number  # a float, whatever kind of number it was
+                check_radius(f"{name} of a parameter group", own)
+                if not stays_in_code(own):
+                    group[name] = float(own)  # whatever kind of number it was
+            if self._noise_scale is not None:
+                own = group.setdefault(NOISE_SCALE, self._noise_scale)
+                choice(f"{NOISE_SCALE} of a parameter group", own, NOISE_SCALES)
             group.setdefault(STEP, step)
             group.setdefault(SEED, seed)
+        self.hyperparameters()  # patterns that fit no parameter are found now
 
     def require_complete(self) -> None:
         """Complete the groups if one was added to the base itself, or the base loaded a checkpoint of its own."""
@@ -79,41 +116,85 @@ class Groups:
             group[STEP] += 1
 
     def radii(self) -> dict[str, Scale]:
-        """Return each radius at this step: one number, or one for each parameter where groups differ."""
+        """Return each radius at this step: one number, or one for each parameter where they differ."""
         return {name: self._radius(name) for name in self._radii}
 
+    def hyperparameters(self) -> dict[str, Any]:
+        """Return the radii, and the unit of the noise for methods that ask for it."""
+        if self._noise_scale is None:
+            return self.radii()
+        units = [[group.get(NOISE_SCALE, self._noise_scale)] * len(group["params"]) for group in self._groups]
+        return {**self.radii(), NOISE_SCALE: _merged(itertools.chain(*units))}
+
+    def by_name(self, name: str, table: Mapping[Pattern, float]) -> Scale:
+        """Return the value that ``table`` has for each parameter."""
+        return _merged(resolve(name, table, self._named()))
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return self._base.param_groups
+
     def _radius(self, name: str) -> Scale:
-        groups = self._base.param_groups
-        values = [value_at(group.get(name, self._radii[name]), self.step, name=name) for group in groups]
-        if len(set(values)) == 1:
-            return values[0]
-        return PerParameter(tuple(v for v, group in zip(values, groups, strict=True) for _ in group["params"]))
+        values = list[float]()
+        for group, positions in zip(self._groups, self.positions(), strict=True):
+            own = group.get(name, self._radii[name])
+            if is_by_name(own):
+                chosen = resolve(name, own, self._named()[positions.start : positions.stop])
+                values += [value_at(value, self.step, name=name) for value in chosen]
+            else:
+                values += [value_at(own, self.step, name=name)] * len(positions)
+        return _merged(values)
+
+    def _named(self) -> list[Owner]:
+        parameters = [parameter for group in self._groups for parameter in group["params"]]
+        identities = tuple(map(id, parameters))
+        if self._owners is None or self._owners[0] != identities:
+            self._owners = (identities, self._owners_of(parameters))
+        return self._owners[1]
+
+    def schedules(self) -> list[Any]:
+        """Return the radii that are functions of the step, wherever they were given, each once."""
+        given = [*self._radii.values(), *(group.get(name) for group in self._groups for name in self._radii)]
+        return list({id(s): s for radius in given for s in schedules(radius)}.values())
 
     def parameters(self) -> dict[int, Tensor]:
         """Return the trainable parameters by position among all of them, which freezing does not shift."""
-        everything = (parameter for group in self._base.param_groups for parameter in group["params"])
+        everything = (parameter for group in self._groups for parameter in group["params"])
         return {i: parameter for i, parameter in enumerate(everything) if parameter.requires_grad}
 
     def positions(self) -> list[range]:
         """Return the positions of each group's parameters."""
-        ends = itertools.accumulate((len(group["params"]) for group in self._base.param_groups), initial=0)
+        ends = itertools.accumulate((len(group["params"]) for group in self._groups), initial=0)
         return [range(start, end) for start, end in itertools.pairwise(ends)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the base's state without radii that are functions."""
+        """Return the base's state without radii that are code."""
         state = self._base.state_dict()
         for group in state["param_groups"]:
-            for name in [n for n in self._radii if callable(group.get(n))]:
+            for name in [n for n in self._radii if stays_in_code(group.get(n))]:
                 del group[name]
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load the base's state; radii that are functions here stay, whatever the checkpoint holds."""
-        given = [{n: group[n] for n in self._radii if n in group} for group in self._base.param_groups]
+        """Load the base's state; radii that are code here stay, whatever the checkpoint holds."""
+        given = [{n: group[n] for n in self._radii if n in group} for group in self._groups]
         self._base.load_state_dict(state)
-        for group, own in zip(self._base.param_groups, given, strict=True):
+        for group, own in zip(self._groups, given, strict=True):
             for name, radius in self._radii.items():
-                if callable(own.get(name, radius)):
+                if stays_in_code(own.get(name, radius)):
                     group.pop(name, None)
                 group.update({name: own[name]} if name in own and name not in group else {})
         self.complete()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_owners_of": _nobody, "_owners": None}
+
+    def look_up(self, owners: OwnersOf) -> None:
+        """Ask ``owners`` for the names of parameters from now on, as a copy has to."""
+        self._owners_of = owners
+
+
+def _merged(values: Iterable[Any]) -> Any:
+    """Return the one value that all are, or a value for each parameter."""
+    values = tuple(values)
+    return values[0] if len(set(values)) == 1 else PerParameter(values)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from flatmin.distributed import is_sharded, local
@@ -28,18 +28,13 @@ def require_trainable(parameters: Mapping[int, Tensor], num_given: int) -> None:
 
 
 def require_usable(parameters: Mapping[int, Tensor]) -> None:
-    """Raise if a parameter cannot be displaced: complex, not initialised yet, or sharing its memory with another."""
+    """Raise if a parameter cannot be displaced: not initialised yet, or sharing its memory with another."""
     owners: dict[int, int] = {}
     for number, parameter in parameters.items():
         if isinstance(parameter, UninitializedParameter):
             raise ArgumentError(
                 f"Parameter number {number} is not initialised yet (a lazy module). Run one forward pass before the "
                 "optimizer is made."
-            )
-        if parameter.is_complex():
-            raise ArgumentTypeError(
-                f"Parameter number {number} is complex ({parameter.dtype}), for which no noise law and no trace is "
-                "defined here. Hold its real and imaginary parts as two parameters."
             )
         if parameter.device.type == "meta" or is_sharded(parameter) or parameter.numel() == 0:
             continue
@@ -54,6 +49,28 @@ def require_usable(parameters: Mapping[int, Tensor]) -> None:
             raise ArgumentError(
                 f"Parameters number {first} and {number} share their memory, so that each would be displaced by the "
                 "noise of both. Tie weights by using one Parameter in both places: b.weight = a.weight."
+            )
+
+
+def require_plain_loop(modules: Iterable[nn.Module], *, climbs_alone: bool) -> None:
+    """Raise if one of ``modules`` (the topmost around the parameters) runs a loop in which no step can be taken here.
+
+    Args:
+        modules: Those modules.
+        climbs_alone: Whether the first gradient of the method stays on its rank.
+    """
+    for module in modules:
+        if type(module).__module__.startswith("deepspeed"):
+            raise ArgumentError(
+                f"The model is in a {type(module).__name__} of DeepSpeed, whose backward() also steps, and which keeps "
+                "the weights that are trained in its engine: what is displaced here would not be seen. Train with "
+                "FSDP2 (torch.distributed.fsdp.fully_shard) or DistributedDataParallel."
+            )
+        if getattr(module, "static_graph", False) and (climbs_alone or not module.require_backward_grad_sync):
+            raise ArgumentError(
+                "DistributedDataParallel(static_graph=True) cannot leave the averaging of gradients to a later "
+                "backward pass, which m-sharpness (local_ascent=True) and no_sync() ask for: torch stops with an "
+                "internal error. Drop static_graph=True, or local_ascent and no_sync()."
             )
 
 

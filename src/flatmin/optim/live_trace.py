@@ -13,34 +13,30 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flatmin.curvature.results import TraceEstimate
-from flatmin.distributed import are_local
 from flatmin.perturb import Draw
-from flatmin.vectors import Total, accumulation_dtype, scale_at
+from flatmin.vectors import Total, accumulation_dtype, value_for
 
 
 class Observation:
     """Collects, from one loop over probes, <g, u> / sigma² of each noisy evaluation by parameter position.
 
-    Args:
-        modules: The modules that are evaluated: they tell whether gradients stay on this rank for now.
-
     Attributes:
-        is_partial: Whether an evaluation kept its gradients back, so that later ones will hold them too.
+        is_partial: Whether no trace can be told: an evaluation kept its gradients back, so that later ones will hold
+            them too, or its noise had not the same variance in every coordinate of a parameter.
     """
 
-    def __init__(self, modules: Sequence[nn.Module] = ()) -> None:
+    def __init__(self) -> None:
         self.is_partial = False
-        self._modules = modules
         self._sums: dict[int, Tensor] = {}
         self._count = 0
 
     def __call__(self, draw: Draw, alignments: Mapping[int, Tensor]) -> None:
-        """Take the inner products <g, u> of one evaluation."""
-        self.is_partial |= not alignments or are_local(self._modules)
-        weights = {i: scale**-2 for i in alignments if (scale := scale_at(draw.scale, i))}
+        """Take the inner products <g, u> of one evaluation; none if its gradients were kept back."""
+        self.is_partial |= not alignments or draw.relative_to != "absolute"
+        weights = {i: scale**-2 for i in alignments if (scale := value_for(draw.scale, i))}
         if weights:
             parts = torch._foreach_mul([alignments[i] for i in weights], list(weights.values()))
             for i, part in zip(weights, parts, strict=True):

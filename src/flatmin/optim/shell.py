@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import Any, TypedDict
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flatmin.checks import choice, whole
+from flatmin.checks import choice, positive, whole
 from flatmin.curvature.results import TraceEstimate
 from flatmin.distributed import ShardedTotal, reshard, sharded_modules
 from flatmin.errors import ClosureError, ProbeError
-from flatmin.noise import Schedule
 from flatmin.optim import guards
+from flatmin.optim.callers import Accumulated, is_called_by_scaler, require_cleared
 from flatmin.optim.groups import Groups
 from flatmin.optim.live_trace import LiveTrace, Observation
+from flatmin.optim.patterns import Owner, Radius, is_by_name, owners
+from flatmin.optim.ranks import RankPolicy, of_this_rank, require_policy
 from flatmin.optim.wrapper import Wrapper
 from flatmin.perturb import BUFFER_POLICIES, BufferPolicy, Evaluation, Flow, FlowFunction, Hosts, Probe
-from flatmin.vectors import has_16_bits
+from flatmin.vectors import Vector, has_16_bits
 
 
 class ShellOptions(TypedDict, total=False):
@@ -43,9 +45,14 @@ class Perturbed(Wrapper):
     Args:
         base: The optimizer that makes the step.
         flow: The method.
-        radii: Hyperparameters that have the units of the weights: a number or a function of the step each.
-        settings: The flow's other hyperparameters.
+        radii: Hyperparameters that have the units of the weights: a number, a function of the step, or a mapping from
+            patterns of parameter names (or classes of modules) to either, ``{"*.bias": 0.0, "*": 0.01}``.
+        settings: The flow's other hyperparameters; a mapping from patterns becomes one value for each parameter.
+        noise_scale: Unit of sigma, for flows that take one: ``"absolute"``, or the norm of the ``"parameter"`` or the
+            ``"filter"``. A group may have its own.
         seed: Seed of the noise.
+        ranks: Whether distributed ranks draw ``"shared"``, ``"independent"`` or ``"antithetic"`` noise.
+        local_ascents: Number of the flow's first evaluations whose gradients stay on each rank (m-sharpness).
         buffers: When buffers such as batch-norm statistics move: in the ``"first"`` evaluation of a step (as in plain
             training), in ``"all"``, or never (``"frozen"``).
         common_randomness: Give every evaluation of a step the same dropout masks and other random numbers.
@@ -55,17 +62,25 @@ class Perturbed(Wrapper):
         model: The model, if its modules should not be looked up among the live ones.
     """
 
-    _fields = ("_flow", "_groups", "_settings", "_buffers", "_common_randomness", "_check_finite", "_trace")
+    _fields = (
+        "_flow", "_groups", "_settings", "_buffers", "_common_randomness", "_check_finite", "_trace", "_ranks",
+        "_local_ascents",
+    )  # fmt: skip
     _kept = (*Wrapper._kept, *_fields)
+    _sees_loss_scale: ClassVar[bool] = False
+    """Whether the flow comes out differently where the loss is multiplied by a number (SAM's does not)."""
 
     def __init__(
         self,
         base: Optimizer,
         flow: FlowFunction,
         *,
-        radii: Mapping[str, float | Schedule],
+        radii: Mapping[str, Radius],
         settings: Mapping[str, Any] | None = None,
+        noise_scale: str | None = None,
         seed: int = 0,
+        ranks: RankPolicy = "shared",
+        local_ascents: int = 0,
         buffers: BufferPolicy = "first",
         common_randomness: bool = True,
         check_finite: bool | None = None,
@@ -81,17 +96,30 @@ class Perturbed(Wrapper):
         window = whole("trace_window", trace_window, minimum=0, hint="It is a number of steps; 0 turns the trace off.")
         self._trace = LiveTrace(window)
         self._hosts = Hosts(model)
-        self._groups = Groups(base, radii, seed)
+        self._groups = Groups(base, radii, seed, noise_scale=noise_scale, owners=self._owners)
         parameters = self._groups.parameters()
+        self._ranks = require_policy(ranks, parameters)
+        self._local_ascents = local_ascents
+        self._bind_schedules()
         guards.require_trainable(parameters, sum(len(group["params"]) for group in self.param_groups))
         # Now, while sharded parameters are sure to be in their modules.
         reshard(sharded_modules(self._hosts.modules(parameters.values())))
         guards.require_usable(parameters)
 
+    def _owners(self, parameters: Iterable[Tensor]) -> list[Owner]:
+        parameters = list(parameters)
+        return owners(parameters, self._hosts.topmost(parameters))
+
+    def _bind_schedules(self) -> None:
+        for schedule in self._groups.schedules():
+            if callable(bind := getattr(schedule, "bind", None)):
+                bind(self)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; it may bring a radius of its own."""
         super().add_param_group(param_group)
         self._groups.complete()
+        self._bind_schedules()
         guards.require_usable(self._groups.parameters())
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -137,28 +165,36 @@ class Perturbed(Wrapper):
                 raise ClosureError(f"{name} evaluates the loss as often as it likes, so it needs opt.step(closure).")
             self._require_finished_loop()
             self._groups.require_complete()
+            self._require_told_of_scaler()
             self._require_finite_gradients()
             loss = self.base.step()
         self._trace.commit()
         self._groups.advance()
+        self._spent = Accumulated.of(self._groups.parameters())
         return loss
 
-    def probes(self, *, scaler: torch.amp.GradScaler | None = None) -> Iterator[Probe]:
+    def probes(self, *, scaler: torch.amp.GradScaler | None = None, loss_scale: float = 1.0) -> Iterator[Probe]:
         """Yield the points of one step; after the loop ``.grad`` holds the direction, on top of what it held before.
 
         Inside each ``with probe:`` run forward and backward at the same data, and do not clear gradients there.
         Clipping, unscaling and logging come after the loop. Gradient accumulation works either way round: micro-batches
         inside each probe (right for every method), or this loop inside each micro-batch (the same for noise methods,
-        whose noise depends on the step alone).
+        whose noise depends on the step alone; for the others each micro-batch then climbs its own gradient:
+        m-sharpness).
 
         The weights are back after each probe, but for the two of an antithetic pair: between these they stay where the
         first point is, since the second is its mirror image. A loop that is left early, by ``break`` or by an
         exception, puts them back and drops the gradients.
 
         Args:
-            scaler: The ``GradScaler`` in use, which the live trace needs in order to undo the scale of the loss.
+            scaler: The ``GradScaler`` in use. The live trace, and methods that look at the size of gradients, need it
+                to undo the scale of the loss.
+            loss_scale: What else the loss is multiplied by, such as 1/m in a loop over probes inside each of m
+                micro-batches. Of account for methods that are not linear in the gradients.
 
         Raises:
+            ArgumentError: ``loss_scale`` is not above 0.
+            ArgumentTypeError: ``scaler`` scales nothing.
             ProbeError: A probe was not entered, computed no gradient, or is entered after its loop has ended.
 
         Example:
@@ -172,39 +208,68 @@ class Perturbed(Wrapper):
             >>> opt.zero_grad()
         """
         guards.require_scaler(scaler)
-        return self._run(owned=False, scaler=scaler)
+        positive("loss_scale", loss_scale, hint="It is what the loss is multiplied by, such as 1 / 4.")
+        return self._run(owned=False, scaler=scaler, loss_scale=loss_scale)
 
-    def _run(self, *, owned: bool, scaler: torch.amp.GradScaler | None = None) -> Generator[Probe]:
+    def _run(
+        self, *, owned: bool, scaler: torch.amp.GradScaler | None = None, loss_scale: float = 1.0
+    ) -> Generator[Probe]:
         self._abandon()  # a loop left by a break or an exception that something still holds on to
         self._groups.require_complete()
         parameters = self._groups.parameters()
         modules = self._hosts.modules(parameters.values())
+        guards.require_plain_loop(self._hosts.topmost(parameters.values()), climbs_alone=self._local_ascents > 0)
         if owned or all(parameter.grad is None for parameter in parameters.values()):
-            self._trace.discard()
-        seen = Observation(modules)
+            self._begin()
+        seen, total = Observation(), ShardedTotal(parameters)
+        is_seen = self._trace.window and self._ranks == "shared" and not has_16_bits(parameters.values())
         evaluation = Evaluation(
             parameters,
             modules=modules,
             buffers=self._buffers,
             common_randomness=self._common_randomness,
             owned=owned,
-            observer=seen if self._trace.window and not has_16_bits(parameters.values()) else None,
+            observer=seen if is_seen else None,
+            loss_scale=functools.partial(_product, scaler, loss_scale, next(iter(parameters.values())).device),
+            keeps_nonfinite=self._sees_loss_scale,
+            local_ascents=self._local_ascents,
         )
-        self._open = evaluation
+        self._open, self._was_told_of_scaler = evaluation, owned or scaler is not None
         yield from evaluation.probes(self._start)
-        total, scale = ShardedTotal(parameters), scaler.scale if scaler else _identity
-        self._trace.settle(seen, self._groups.positions(), total, scale)
+        self._trace.settle(seen, self._groups.positions(), total, scaler.scale if scaler else _identity)
+        self._receive(evaluation.extras, loss_scale)
         self._open = None
 
+    def _begin(self) -> None:
+        """Forget what earlier loops over probes gave that no step has used: a new step begins."""
+        self._trace.discard()
+
     def _start(self) -> Flow:
-        return self._flow(self._groups.stream, **self._groups.radii(), **self._settings)
+        stream, sign = of_this_rank(self._ranks, self._groups.stream)
+        return self._flow(stream, **self._arguments(sign))
+
+    def _arguments(self, sign: int = 1) -> dict[str, Any]:
+        """Return what the flow is called with at this step; ``sign`` is that of the noise on this rank."""
+        settings = {n: self._groups.by_name(n, v) if is_by_name(v) else v for n, v in self._settings.items()}
+        hyperparameters = self._groups.hyperparameters()
+        if sign < 0:
+            hyperparameters["sigma"] = -hyperparameters["sigma"]
+        return {**hyperparameters, **settings}
+
+    def _receive(self, extras: Mapping[str, Vector], loss_scale: float) -> None:
+        """Take what the flow gave beside its direction: for methods with an update rule of their own."""
 
     def _evaluate(self, closure: Callable[[], Any]) -> Any:
         losses, weights = [], []
+        self._groups.require_complete()
+        earlier = Accumulated.of(self._groups.parameters())
+        earlier = None if earlier is None or earlier.is_still(self._spent) else earlier
         try:
             for probe in self._run(owned=True):
                 with probe, torch.enable_grad():
-                    loss = closure()
+                    with require_cleared(earlier):
+                        loss = closure()
+                    earlier = None
                     guards.require_loss(loss, self._groups.parameters())
                     if self._checks_finite():
                         guards.require_finite_loss(loss, **self._situation())
@@ -218,12 +283,26 @@ class Perturbed(Wrapper):
             return losses[0]
         return sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
 
+    @property
+    def probe(self) -> Probe | None:
+        """The probe that is being evaluated, None outside: a closure can ask it for ``full_batch``."""
+        return None if self._open is None else self._open.current
+
     def _require_finished_loop(self) -> None:
         if self._abandon():
             raise ProbeError(
                 "step() came before the loop over probes had ended (a break, or a call inside the loop?), so there is "
                 "no direction to step in. The weights are clean and the unfinished gradients were dropped; run a loop "
                 "to its end."
+            )
+
+    def _require_told_of_scaler(self) -> None:
+        if self._sees_loss_scale and not self._was_told_of_scaler and is_called_by_scaler():
+            name = type(self).__name__
+            raise ProbeError(
+                f"A GradScaler steps this optimizer, but the loop over probes was not told of it, and {name} looks at "
+                "the size of gradients: it has seen them scaled. Write `for probe in opt.probes(scaler=scaler):`. The "
+                "weights are as they were."
             )
 
     def _abandon(self) -> bool:
@@ -272,7 +351,8 @@ class Perturbed(Wrapper):
         Nothing in it is the size of the model but what the base keeps, and it loads with ``weights_only=True``.
         Radii that are functions are left out: like a model's code they come from the constructor.
         """
-        return {**self._groups.state_dict(), "trace": self._trace.state_dict()}
+        schedules = [s.state_dict() for s in self._groups.schedules() if hasattr(s, "state_dict")]
+        return {**self._groups.state_dict(), "trace": self._trace.state_dict(), "schedules": schedules}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned; a plain checkpoint of the base loads too.
@@ -280,15 +360,32 @@ class Perturbed(Wrapper):
         Radii are taken from the checkpoint, as ``lr`` is, but for those that are functions here: these stay.
         """
         self._abandon()
-        self._groups.load_state_dict({key: value for key, value in state_dict.items() if key != "trace"})
+        schedules = [s for s in self._groups.schedules() if hasattr(s, "load_state_dict")]
+        for schedule, state in zip(schedules, state_dict.get("schedules", ()), strict=False):
+            schedule.load_state_dict(state)
+        self._groups.load_state_dict({k: v for k, v in state_dict.items() if k not in ("trace", "schedules")})
         self._trace.load_state_dict(state_dict.get("trace"))
+        self._spent = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Modules are looked up again, and an open loop does not travel.
         self._hosts = Hosts()
         self._open: Evaluation | None = None
+        self._spent: Accumulated | None = None
+        self._was_told_of_scaler = True
         super().__setstate__(state)
+        if state:
+            self._groups.look_up(self._owners)
+            self._bind_schedules()
 
 
 def _identity(tensor: Tensor) -> Tensor:
     return tensor
+
+
+def _product(scaler: torch.amp.GradScaler | None, loss_scale: float, device: torch.device) -> Tensor | None:
+    """Return what the loss is multiplied by, on the device; None if by nothing."""
+    if scaler is None and loss_scale == 1:
+        return None
+    factor = torch.full((), loss_scale, dtype=torch.float32, device=device)
+    return factor if scaler is None else scaler.scale(factor)

@@ -98,6 +98,17 @@ def require_base(base: Any, name: str) -> Optimizer:
     example = f"{name}(torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9), ...)"
     if isinstance(base, type) and issubclass(base, Optimizer):
         raise ArgumentTypeError(f"base is the class {base.__name__}; pass an instance of it: {example}.")
+    if type(base).__module__.startswith("deepspeed"):
+        raise ArgumentTypeError(
+            f"base is a {type(base).__name__} of DeepSpeed, which steps inside engine.backward() and keeps the weights "
+            f"that are trained: {name} cannot displace them. Train with FSDP2 (torch.distributed.fsdp.fully_shard)."
+        )
+    if type(base).__name__ == "CPUOffloadOptimizer":
+        raise ArgumentTypeError(
+            "base is a CPUOffloadOptimizer, which copies each gradient away during backward, before the points of a "
+            f"step are combined. Put {name} around a plain optimizer, or take flatmin.attach, which needs one backward "
+            "pass a micro-batch (and offload_gradients=False)."
+        )
     if not isinstance(base, Optimizer):
         raise ArgumentTypeError(
             f"base is a {type(base).__name__}, which is no torch.optim.Optimizer. {name} goes around the optimizer "

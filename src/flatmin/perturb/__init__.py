@@ -2,15 +2,34 @@
 
 from flatmin.perturb.buffers import BUFFER_POLICIES, BufferPolicy, Buffers
 from flatmin.perturb.displace import Displacer, realize
-from flatmin.perturb.flow import STAY, Displacement, Draw, Flow, FlowFunction, Stay, Step, plan
+from flatmin.perturb.flow import (
+    FULL_BATCH,
+    NOISE_SCALES,
+    STAY,
+    WEIGHTS,
+    Displacement,
+    Draw,
+    Flow,
+    FlowFunction,
+    NoiseScale,
+    Realized,
+    Stay,
+    Step,
+    Weights,
+    plan,
+)
 from flatmin.perturb.functional import gradient
 from flatmin.perturb.hosts import Hosts
-from flatmin.perturb.inplace import Evaluation, Probe
+from flatmin.perturb.inplace import Evaluation
+from flatmin.perturb.probe import Probe
 from flatmin.perturb.randomness import RandomState
 
 __all__ = [
     "BUFFER_POLICIES",
+    "FULL_BATCH",
+    "NOISE_SCALES",
     "STAY",
+    "WEIGHTS",
     "BufferPolicy",
     "Buffers",
     "Displacement",
@@ -20,10 +39,13 @@ __all__ = [
     "Flow",
     "FlowFunction",
     "Hosts",
+    "NoiseScale",
     "Probe",
     "RandomState",
+    "Realized",
     "Stay",
     "Step",
+    "Weights",
     "gradient",
     "plan",
     "realize",

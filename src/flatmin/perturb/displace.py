@@ -7,35 +7,50 @@ in place and never rebound, so that compiled graphs, sharded parameters and view
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from flatmin.distributed import local, local_slice, reshard, sharded_modules
+from flatmin.distributed import local, local_slice, norms_over, real_shape, reshard, sharded_modules
 from flatmin.perturb.flow import STAY, Displacement, Draw, Stay
-from flatmin.vectors import Total, Vector, plain_total, scale_at
+from flatmin.vectors import Total, Vector, plain_total, value_for
 
 
 def realize(draw: Draw, parameters: Mapping[int, Tensor], total: Total = plain_total) -> Vector:
-    """Draw the noise that ``draw`` stands for, with its scale, for every parameter (shards take their slice)."""
-    noise = {i: n * scale_at(draw.scale, i) for i, n in _noise(draw, parameters)}
+    """Draw the noise that ``draw`` stands for, with its scale, for every parameter (shards take their slice).
+
+    Args:
+        draw: The noise.
+        parameters: Position to parameter, standing at the weights themselves.
+        total: Adds the partial sums of the vector that is returned.
+    """
+    noise = {i: n * value_for(draw.scale, i) for i, n in _noise(draw, parameters)}
     return Vector(noise, total)
 
 
+@torch.no_grad()
 def _noise(draw: Draw, parameters: Mapping[int, Tensor]) -> Iterator[tuple[int, Tensor]]:
-    """Yield unit noise for each parameter that ``draw`` moves, in one buffer that the next one overwrites."""
+    """Yield noise for each parameter that ``draw`` moves, but for its scale, in a buffer that the next overwrites."""
     buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-    moved = {i: p for i, p in parameters.items() if scale_at(draw.scale, i) != 0}
+    moved = {i: p for i, p in parameters.items() if value_for(draw.scale, i) != 0}
+    units = _unit_lengths({i: p for i, p in moved.items() if value_for(draw.relative_to, i) != "absolute"}, draw)
     for position, parameter in moved.items():
-        key = (parameter.device, parameter.dtype)
+        key = (parameter.device, parameter.dtype.to_real())
         if key not in buffers:
-            largest = max(math.prod(p.shape) for p in moved.values() if (p.device, p.dtype) == key)
-            buffers[key] = torch.empty(largest, device=key[0], dtype=key[1])
-        whole = buffers[key][: math.prod(parameter.shape)].view(parameter.shape)
+            alike = (p for p in moved.values() if (p.device, p.dtype.to_real()) == key)
+            buffers[key] = torch.empty(max(real_shape(p).numel() for p in alike), device=key[0], dtype=key[1])
+        shape = real_shape(parameter)
+        whole = buffers[key][: shape.numel()].view(shape)
         draw.law.sample_(whole, draw.stream.generator(position, parameter.device))
-        yield position, local_slice(whole, parameter)
+        slice_ = local_slice(whole, parameter)
+        yield position, slice_.mul_(units[position]) if position in units else slice_
+
+
+def _unit_lengths(parameters: Mapping[int, Tensor], draw: Draw) -> dict[int, Tensor]:
+    """Return the norm of each parameter, or those of its filters, shaped to multiply its local shard."""
+    is_filtered = {i: value_for(draw.relative_to, i) == "filter" and p.dim() > 1 for i, p in parameters.items()}
+    return {i: norms_over(p, first=1 if is_filtered[i] else 0) for i, p in parameters.items()}
 
 
 _CHUNK = 2**20  # elements that an inner product with the displacement copies at a time
@@ -103,7 +118,7 @@ class Displacer:
     def _add(self, displacement: Draw | Vector) -> None:
         if isinstance(displacement, Draw):
             for i, noise in _noise(displacement, self._parameters):
-                self._here[i].add_(noise, alpha=scale_at(displacement.scale, i))
+                self._here[i].add_(noise, alpha=value_for(displacement.scale, i))
             return
         tensors = displacement.tensors
         if any(tensor.layout != torch.strided for tensor in tensors.values()):

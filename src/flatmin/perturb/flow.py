@@ -9,8 +9,11 @@ step in::
 
 One text serves every driver: the pure one (:func:`flatmin.perturb.gradient`) and the in-place one (the optimizers).
 
-A displacement is :data:`STAY`, a symbolic :class:`Draw` of noise, or a concrete :class:`~flatmin.vectors.Vector`. A
-flow that never looks *into* a gradient, only adds and scales what it is sent, is **linear**: :func:`plan` runs it on
+A displacement is :data:`STAY`, a symbolic :class:`Draw` of noise, or a concrete :class:`~flatmin.vectors.Vector`. Two
+requests are answered with a vector and cost no evaluation: :data:`WEIGHTS`, and :class:`Realized` for the numbers of a
+draw.
+
+A flow that never looks *into* a gradient, only adds and scales what it is sent, is **linear**: :func:`plan` runs it on
 symbols and finds all its displacements and weights before any gradient exists. Loss scaling, gradient accumulation,
 clipping and reduction over ranks commute with a linear flow.
 """
@@ -20,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 from flatmin.noise import Law
 from flatmin.streams import Stream
@@ -29,13 +32,23 @@ from flatmin.vectors import PerParameter, Scale, Vector, is_zero
 
 @dataclass(frozen=True)
 class Stay:
-    """The displacement by nothing: evaluate at the weights themselves."""
+    """The displacement by nothing: evaluate at the weights themselves.
+
+    Args:
+        full_batch: Ask for the gradient over all data, where the other evaluations of the flow are of one mini-batch.
+    """
+
+    full_batch: bool = False
 
     def __neg__(self) -> Stay:
         return self
 
 
 STAY = Stay()
+FULL_BATCH = Stay(full_batch=True)
+
+NoiseScale = Literal["absolute", "parameter", "filter"]
+NOISE_SCALES: tuple[str, ...] = get_args(NoiseScale)
 
 
 @dataclass(frozen=True)
@@ -45,16 +58,18 @@ class Draw:
     Args:
         law: Unit-variance law.
         stream: Where in the tree of random streams this draw lives.
+        relative_to: Unit of the scale, one or one for each parameter. ``"absolute"``: that of the weights.
+            ``"parameter"``: the norm of the parameter. ``"filter"``: the norm of the filter, a parameter's slice along
+            its first dimension; a parameter of fewer than two dimensions is one filter.
         scale: Standard deviation, one number or one for each parameter.
     """
 
     law: Law
     stream: Stream
+    relative_to: str | PerParameter[str] = "absolute"
     scale: Scale = 1.0
 
     def __neg__(self) -> Draw:
-        if isinstance(self.scale, PerParameter):
-            return replace(self, scale=PerParameter(tuple(-value for value in self.scale.values)))
         return replace(self, scale=-self.scale)
 
     def __rmul__(self, scale: Scale) -> Draw:
@@ -63,9 +78,28 @@ class Draw:
         return replace(self, scale=scale)
 
 
+@dataclass(frozen=True)
+class Weights:
+    """The request for the weights, as a vector that shares their memory: of use until the next displacement."""
+
+
+WEIGHTS = Weights()
+
+
+@dataclass(frozen=True)
+class Realized:
+    """The request for the numbers that ``draw`` stands for, as a vector."""
+
+    draw: Draw
+
+
 Displacement = Stay | Draw | Vector
-Flow = Generator[Displacement, Any, Any]
-"""What a flow function returns: yields displacements, is sent gradients, returns a direction."""
+Request = Weights | Realized
+Flow = Generator[Displacement | Request, Any, Any]
+"""What a flow function returns: yields displacements, is sent gradients, returns a direction.
+
+A method with an update rule of its own may return ``(direction, extras)``, with a dict of further vectors for the rule.
+"""
 
 FlowFunction = Callable[..., Flow]
 """``flow(stream, **hyperparameters)``."""
@@ -115,7 +149,7 @@ class Combination:
         """Refuse: a number would be needed."""
         raise _LookedAtGradientError
 
-    norm = unit = dot
+    norm = unit = orthogonal_to = __abs__ = sqrt = dot
 
 
 class Step(NamedTuple):
@@ -135,7 +169,7 @@ def plan(flow: Flow) -> tuple[Step, ...] | None:
     try:
         displacement = next(flow)
         while True:
-            if isinstance(displacement, Vector):
+            if not isinstance(displacement, (Stay, Draw)) or displacement == FULL_BATCH:
                 return None
             displacements.append(displacement)
             displacement = flow.send(Combination({len(displacements) - 1: Fraction(1)}))

@@ -8,7 +8,18 @@ import torch
 from torch import Tensor
 
 from flatmin.perturb.displace import realize
-from flatmin.perturb.flow import Displacement, Draw, FlowFunction, Stay, plan
+from flatmin.perturb.flow import (
+    FULL_BATCH,
+    Displacement,
+    Draw,
+    Flow,
+    FlowFunction,
+    Realized,
+    Request,
+    Stay,
+    Weights,
+    plan,
+)
 from flatmin.streams import Stream
 from flatmin.vectors import Vector
 
@@ -18,6 +29,7 @@ def gradient(
     loss: Callable[[dict[str, Tensor]], Tensor],
     params: Mapping[str, Tensor],
     *,
+    full_loss: Callable[[dict[str, Tensor]], Tensor] | None = None,
     seed: int = 0,
     step: int = 0,
 ) -> dict[str, Tensor]:
@@ -27,6 +39,7 @@ def gradient(
         flow: A flow with its hyperparameters bound, as ``functools.partial(flows.nso, sigma=0.1)``.
         loss: Maps a dict like ``params`` to a scalar tensor; differentiable by ``torch.func.grad``.
         params: The weights w, by name; left alone.
+        full_loss: The loss over all data, where ``flow`` tells it from that of a mini-batch; ``loss`` if not given.
         seed: Seed of the noise.
         step: Number of steps taken, as an optimizer counts them: it selects the stream of the noise.
 
@@ -41,30 +54,32 @@ def gradient(
     """
     tensors = dict(enumerate(params.values()))
 
-    def evaluate(displacement: Displacement) -> Vector:
-        if isinstance(displacement, Stay):
-            point = Vector(tensors)
-        else:
-            point = Vector(tensors) + (
-                realize(displacement, tensors) if isinstance(displacement, Draw) else displacement
-            )
-        gradients = torch.func.grad(loss)(dict(zip(params, point.tensors.values(), strict=True)))
+    def answer(request: Displacement | Request) -> Vector:
+        if isinstance(request, Weights):
+            return Vector(tensors)
+        if isinstance(request, Realized):
+            return realize(request.draw, tensors)
+        point = Vector(tensors)
+        if not isinstance(request, Stay):
+            point += realize(request, tensors) if isinstance(request, Draw) else request
+        function = full_loss if full_loss is not None and request == FULL_BATCH else loss
+        gradients = torch.func.grad(function)(dict(zip(params, point.tensors.values(), strict=True)))
         return Vector(dict(enumerate(gradients.values())))
 
     stream = Stream(seed, (step,))
     planned = plan(flow(stream))
     if planned is not None:
-        direction = sum((evaluate(u) * weight for u, weight in planned), start=Vector({}))
+        direction = sum((answer(u) * weight for u, weight in planned), start=Vector({}))
     else:
-        direction = _live(flow, stream, evaluate)
+        direction, _ = run_live(flow(stream), answer)
     return {name: direction.tensors[i] for i, name in enumerate(params)}
 
 
-def _live(flow: FlowFunction, stream: Stream, evaluate: Callable[[Displacement], Vector]) -> Vector:
-    running = flow(stream)
+def run_live(flow: Flow, answer: Callable[[Displacement | Request], Vector]) -> tuple[Vector, dict[str, Vector]]:
+    """Run a flow to its end; return its direction and whatever it gives beside it."""
     try:
-        displacement = next(running)
+        request = next(flow)
         while True:
-            displacement = running.send(evaluate(displacement))
+            request = flow.send(answer(request))
     except StopIteration as stop:
-        return stop.value
+        return stop.value if isinstance(stop.value, tuple) else (stop.value, {})

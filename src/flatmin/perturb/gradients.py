@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from flatmin.distributed import is_sharded, local
-from flatmin.vectors import Total, Vector
+from flatmin.vectors import Total, Vector, dense
 
 Gradients = dict[int, Tensor]
 
@@ -64,27 +65,69 @@ def rescale(parameters: Mapping[int, Tensor], factor: float) -> None:
             sparse.mul_(factor)
 
 
+class Folding:
+    """Adds gradients that were set aside to those of the next backward pass, before these are averaged over ranks.
+
+    So a backward pass under DistributedDataParallel averages all evaluations of a step at once, though what ``.grad``
+    held before it is cleared, as a closure does.
+
+    Args:
+        parameters: Position to parameter.
+        aside: The gradients; what has been added is taken out.
+    """
+
+    def __init__(self, parameters: Mapping[int, Tensor], aside: Gradients) -> None:
+        self._handles = [parameters[i].register_hook(self._hook(i, aside)) for i in aside]
+
+    @staticmethod
+    def _hook(position: int, aside: Gradients) -> Callable[[Tensor], Tensor]:
+        return lambda gradient: gradient + aside.pop(position) if position in aside else gradient
+
+    def end(self) -> None:
+        """Take the hooks off the parameters."""
+        for handle in self._handles:
+            handle.remove()
+
+
 class Evaluated:
     """Gradients as a flow sees them (dense, local, as a vector), and the way back into ``.grad``.
 
     Args:
         gradients: What :func:`take` returned.
         total: Adds partial sums over shards.
+        loss_scale: What the loss was multiplied by: a flow sees the gradients of the loss itself.
     """
 
-    def __init__(self, gradients: Gradients, total: Total) -> None:
-        dense = {i: local(g) if g.layout == torch.strided else g.to_dense() for i, g in gradients.items()}
-        self.vector = Vector(dense, total)
-        self._originals = gradients
+    def __init__(self, gradients: Gradients, total: Total, loss_scale: Tensor | None = None) -> None:
+        found = {i: local(dense(g)) for i, g in gradients.items()}
+        self._originals, self._loss_scale = gradients, loss_scale
+        if loss_scale is None:
+            self.vector = Vector(found, total)
+        else:  # gradients of 16 bits are scaled up for a reason
+            wide = {i: g.float() if g.dtype.itemsize < 4 else g for i, g in found.items()}
+            self.vector = Vector(wide, total) / loss_scale
 
-    def restored(self, direction: Vector, parameters: Mapping[int, Tensor]) -> Gradients:
-        """Return ``direction`` as gradients of ``parameters``: sparse and sharded ones in the layout they came in."""
+    def restored(self, direction: Vector, parameters: Mapping[int, Tensor], factor: Tensor | None = None) -> Gradients:
+        """Return ``direction`` as gradients of ``parameters``, scaled as they came: sparse and sharded ones as such.
+
+        Args:
+            direction: The direction.
+            parameters: Position to parameter.
+            factor: What else the direction is multiplied by.
+        """
+        factors = [f for f in (self._loss_scale, factor) if f is not None]
+        if factors:
+            direction = direction * math.prod(factors)
         return {i: self._original(i, tensor, parameters[i]) for i, tensor in direction.tensors.items()}
 
     def _original(self, position: int, tensor: Tensor, parameter: Tensor) -> Tensor:
-        if self.vector.tensors.get(position) is tensor:
-            return self._originals[position]
-        tensor = tensor.to(parameter.dtype)
+        original = self._originals.get(position)
+        if original is not None and self.vector.tensors.get(position) is tensor:
+            return original
+        if original is not None and original.is_sparse:
+            return tensor.to(parameter.dtype).to_sparse(original.sparse_dim())
+        tensor = tensor.to(parameter.dtype.to_real())
+        tensor = torch.view_as_complex(tensor.contiguous()) if parameter.is_complex() else tensor
         if not is_sharded(parameter):
             return tensor
         from torch.distributed.tensor import DTensor  # noqa: PLC0415 (slow to import)

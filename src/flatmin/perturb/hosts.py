@@ -39,8 +39,12 @@ class Hosts:
 
     def modules(self, parameters: Iterable[Tensor]) -> list[nn.Module]:
         """Return the modules around ``parameters``, each once."""
+        return list({id(m): m for top in self.topmost(parameters) for m in top.modules()}.values())
+
+    def topmost(self, parameters: Iterable[Tensor]) -> list[nn.Module]:
+        """Return those modules around ``parameters`` that no other contains."""
         if self._model is not None:
-            return list(self._model.modules())
+            return [self._model]
         tops = [reference() for reference in self._tops]
         identities = tuple(map(id, parameters))
         if identities != self._parameters or None in tops or self._searches < 2:
@@ -49,7 +53,7 @@ class Hosts:
             self._searches = 1 if identities != self._parameters else 2
             tops = [top for top in tops if top is not None] + _search(frozenset(identities))
             self._tops, self._parameters = [weakref.ref(top) for top in tops], identities
-        return list({id(m): m for top in tops if top is not None for m in top.modules()}.values())
+        return [top for top in tops if top is not None]
 
 
 def _search(parameters: frozenset[int]) -> list[nn.Module]:

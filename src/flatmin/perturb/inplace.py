@@ -1,78 +1,31 @@
 """The in-place driver: a flow over the parameters of a model, evaluated by whoever runs forward and backward.
 
-One :class:`Evaluation` is one run of a flow. It hands out :class:`Probe` context managers, one for each point that the
-flow wants evaluated; within one, the weights stand at that point, and after the last the direction is in ``.grad``.
+One :class:`Evaluation` is one run of a flow. It hands out context managers (:class:`~flatmin.perturb.probe.Probe`), one
+for each point that the flow wants evaluated; within one, the weights stand at that point, and after the last the
+direction is in ``.grad``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from flatmin.distributed import ShardedTotal, is_sharded, local
+from flatmin.distributed import GradientAveraging, ShardedTotal, is_sharded, local
 from flatmin.errors import ProbeError
 from flatmin.perturb import gradients as grads
 from flatmin.perturb.buffers import Buffers
-from flatmin.perturb.displace import Displacer
-from flatmin.perturb.flow import Displacement, Draw, Flow, Step, Vector, plan
+from flatmin.perturb.displace import Displacer, realize
+from flatmin.perturb.flow import Displacement, Draw, Flow, Realized, Request, Step, Vector, Weights, plan
+from flatmin.perturb.probe import Probe
 from flatmin.perturb.randomness import RandomState
 from flatmin.vectors import plain_total
 
 Alignments = Mapping[int, Tensor]
 Observer = Callable[[Draw, Alignments], None]
 """Told, of each noisy evaluation, the inner product of its gradient with its displacement, for each parameter."""
-
-
-class Probe:
-    """One point at which to run forward and backward, once, inside ``with probe:``.
-
-    Leaving the block by an exception puts the weights back, bit for bit.
-
-    Attributes:
-        displacement: Where the point lies, seen from the weights; a vector is let go once the weights are there.
-        weight: Share of this point's gradient in the direction; None where the method is not linear in the gradients.
-    """
-
-    def __init__(self, evaluation: Evaluation, displacement: Displacement, weight: float | None = None) -> None:
-        self.displacement: Displacement | None = displacement
-        self.weight = weight
-        self._evaluation = evaluation
-        self._state: Literal["new", "entered", "done", "failed"] = "new"
-
-    def __enter__(self) -> Self:
-        if self._state != "new" or self.displacement is None:
-            raise ProbeError("A probe was entered twice. Each stands for one evaluation; take the next from the loop.")
-        self._state = "failed"  # until what follows has worked
-        self._evaluation.enter(self.displacement)
-        if isinstance(self.displacement, Vector):
-            self.displacement = None
-        self._state = "entered"
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._state = "failed"
-        self._evaluation.exit(self.displacement, failed=kind is not None)
-        if kind is None:
-            self._state = "done"
-
-    def require_done(self) -> None:
-        """Raise unless the probe was entered and left without an exception."""
-        if self._state == "new":
-            raise ProbeError(
-                "A probe was not entered, so no gradient was computed at its point. Write\n"
-                "    for probe in opt.probes():\n        with probe:\n            loss(...).backward()"
-            )
-        if self._state != "done":
-            raise ProbeError(
-                "The loop over probes went on after a probe had failed, so one of its gradients is missing. "
-                "Let the exception leave the loop and start a new one; the weights are clean."
-            )
 
 
 class Evaluation:
@@ -87,6 +40,15 @@ class Evaluation:
         owned: Whether ``.grad`` belongs to this evaluation, as under a closure that clears it: what it holds at the
             start of each probe is then not added to but set aside. Otherwise the direction is added to ``.grad``.
         observer: See :data:`Observer`; only a linear flow is observed.
+        loss_scale: Gives what the loss is multiplied by, or None, once the first backward pass has been. A flow that
+            looks into gradients is sent those of the loss itself.
+        keeps_nonfinite: Make the direction of a flow that is not linear NaN if any of its gradients was not finite,
+            for flows that could lose it on the way: a very large ascent can end where gradients vanish.
+        local_ascents: Number of evaluations of a flow that is not linear whose gradients stay on this rank.
+
+    Attributes:
+        extras: What the flow gave beside its direction, for an update rule of its own.
+        current: The probe that is entered.
     """
 
     def __init__(
@@ -98,9 +60,14 @@ class Evaluation:
         common_randomness: bool = True,
         owned: bool = False,
         observer: Observer | None = None,
+        loss_scale: Callable[[], Tensor | None] = lambda: None,
+        keeps_nonfinite: bool = False,
+        local_ascents: int = 0,
     ) -> None:
         self.status: Literal["open", "inside", "finished", "abandoned"] = "open"
         self.owned = owned
+        self.extras: dict[str, Vector] = {}
+        self.current: Probe | None = None
         self._hides = owned  # whether what .grad holds is set aside during a probe
         self._parameters = parameters
         self._has_begun = False
@@ -108,6 +75,14 @@ class Evaluation:
         self._buffers = Buffers(buffers, modules)
         self._common_randomness = common_randomness
         self._observer = observer
+        self._loss_scale = loss_scale
+        self._keeps_nonfinite = keeps_nonfinite
+        self._local_ascents = local_ascents
+        self._averaging = GradientAveraging(modules)
+        self._waits = False  # whether the averaging of the next probe's gradients is left to a later one,
+        self._folds = False  # and whether it is the one that those set aside come to
+        self._is_local = False  # whether what .grad holds has not been averaged yet
+        self._folding: grads.Folding | None = None
         self._next: Displacement | None = None
         self._random: RandomState | None = None
         self._aside: grads.Gradients = {}
@@ -164,8 +139,11 @@ class Evaluation:
         if self.owned:
             grads.drop(self._parameters)
         self._common_randomness &= len(steps) > 1
+        averages_once = self._averaging.can_be_put_off and (not self.owned or self._averaging.needs_every_parameter)
         unit = 1.0  # times what .grad holds is the direction so far
         for number, (displacement, weight) in enumerate(steps):
+            self._waits = averages_once and number + 1 < len(steps)
+            self._folds = averages_once and self.owned and not self._waits
             if number:
                 self._require_gradients(equal_weights=weight == unit)
             grads.rescale(self._parameters, unit / weight)
@@ -195,23 +173,41 @@ class Evaluation:
         prior = {} if self.owned else grads.take(self._parameters)
         grads.drop(self._parameters)
         self._hides, self._observer, self._next = True, None, None
-        displacement: Displacement = next(flow)
+        request: Displacement | Request = next(flow)
+        one_or_nan: Tensor | None = None
+        evaluated = grads.Evaluated({}, self._total)
         while True:
-            handed = self._probe(displacement)
-            del displacement
-            yield from handed
-            self._require_live_gradients()
-            evaluated = grads.Evaluated(grads.take(self._parameters), self._total)
+            if isinstance(request, (Weights, Realized)):
+                answer = self._answer(request)
+            else:
+                evaluated = grads.Evaluated({}, self._total)  # the last one is let go before the next backward pass
+                self._waits = self._local_ascents > 0 and self._averaging.can_be_put_off
+                self._local_ascents -= 1
+                handed = self._probe(request)
+                del request
+                yield from handed
+                self._require_live_gradients()
+                evaluated = grads.Evaluated(grads.take(self._parameters), self._total, self._loss_scale())
+                answer = evaluated.vector
+                if self._keeps_nonfinite:
+                    one_or_nan = 1 + 0 * answer.norm() if one_or_nan is None else one_or_nan + 0 * answer.norm()
             try:
                 with torch.no_grad():
-                    displacement = flow.send(evaluated.vector)
-                del evaluated  # before the next backward pass
+                    request = flow.send(answer)
+                del answer
             except StopIteration as stop:
-                direction: Vector = stop.value
+                direction: Vector
+                direction, self.extras = stop.value if isinstance(stop.value, tuple) else (stop.value, {})
                 break
-        for i, gradient in evaluated.restored(direction, self._parameters).items():
+        for i, gradient in evaluated.restored(direction, self._parameters, one_or_nan).items():
             self._parameters[i].grad = gradient
         grads.put_back(self._parameters, prior)
+
+    def _answer(self, request: Request) -> Vector:
+        self._displacer.restore()  # which has the parameters hold what is read here
+        if isinstance(request, Realized):
+            return realize(request.draw, self._parameters, self._total)
+        return Vector({i: local(p).detach() for i, p in self._parameters.items()}, self._total)
 
     def _require_live_gradients(self) -> None:
         self._require_gradients(equal_weights=True)
@@ -237,36 +233,54 @@ class Evaluation:
         self.status, self._has_begun = "inside", True
         if self._hides:
             self._aside = grads.take(self._parameters)
+            if self._folds:
+                self._before = self._averaging.mean(self._displacer.alignments(self._local(self._aside)))
+                self._folding = grads.Folding(self._parameters, self._aside)
         elif self._observer is not None and isinstance(displacement, Draw) and not self._before:
             self._before = self._alignments()
+        if self._waits:
+            self._averaging.put_off()
 
     def exit(self, displacement: Displacement | None, *, failed: bool) -> None:
         """Settle the buffers and the gradients; put the weights back unless their mirror image is next."""
         was_inside = self.status == "inside"
         self.status = "open" if was_inside else self.status
-        if failed or not was_inside:
-            self._displacer.restore()
-            return
+        is_unfinished = failed or not was_inside
+        self._is_local = self._averaging.is_put_off
         try:
-            self._buffers.after_evaluation()
-            if self._observer is not None and isinstance(displacement, Draw):
-                self._observe(displacement, self._observer)
-            if self._hides:
-                grads.put_back(self._parameters, self._aside)
-                self._aside = {}
+            if self._folding is not None:
+                self._folding.end()
+            if not is_unfinished:
+                self._settle(displacement)
         except BaseException:
             self._displacer.restore()
             raise
-        if not (isinstance(displacement, Draw) and self._next == -displacement):
+        finally:
+            self._averaging.resume()
+        if is_unfinished or not (isinstance(displacement, Draw) and self._next == -displacement):
             self._displacer.restore()
+
+    def _settle(self, displacement: Displacement | None) -> None:
+        self._buffers.after_evaluation()
+        if self._observer is not None and isinstance(displacement, Draw):
+            self._observe(displacement, self._observer)
+        if self._hides:
+            grads.put_back(self._parameters, self._aside)
+            self._aside = {}
 
     def _observe(self, draw: Draw, observer: Observer) -> None:
         """Tell ``observer`` <g, u>: the inner product with what this evaluation added to ``.grad``."""
-        after = self._alignments()
+        after = {} if self._averaging.is_kept_back else self._alignments()
         observer(draw, {i: a - self._before[i] if i in self._before else a for i, a in after.items()})
         # What .grad holds now, against the mirror image: known without another product.
         mirrored = not self._hides and self._next == -draw
         self._before = {i: -a for i, a in after.items()} if mirrored else {}
 
     def _alignments(self) -> Alignments:
-        return self._displacer.alignments({i: local(g) for i, g in grads.current(self._parameters).items()})
+        """Return <g, u> for what ``.grad`` holds, averaged over ranks as the gradients will be."""
+        found = self._displacer.alignments(self._local(grads.current(self._parameters)))
+        return self._averaging.mean(found) if self._is_local else found
+
+    @staticmethod
+    def _local(gradients: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        return {i: local(g) for i, g in gradients.items()}

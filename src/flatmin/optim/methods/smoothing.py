@@ -1,4 +1,4 @@
-"""The methods by name: each is a flow in the optimizer shell, and nothing more."""
+"""Smoothing by weight noise, and no perturbation at all."""
 
 from __future__ import annotations
 
@@ -9,10 +9,34 @@ from torch.optim import Optimizer
 from flatmin import flows
 from flatmin.checks import nonnegative, whole
 from flatmin.errors import ArgumentError
-from flatmin.noise import Law, Schedule, resolve_law
+from flatmin.noise import Law, resolve_law
+from flatmin.optim.patterns import Radius
+from flatmin.optim.ranks import RankPolicy
 from flatmin.optim.shell import Perturbed, ShellOptions
+from flatmin.perturb import NoiseScale
 
 _COUNT = "It is the number k of noise draws a step."
+
+
+class Plain(Perturbed):
+    r"""The base optimizer on the plain gradient, bit for bit: the baseline in the shells of the other methods.
+
+    Args:
+        base: The optimizer that makes the step.
+        **options: See :class:`~flatmin.optim.Perturbed`.
+
+    Raises:
+        ArgumentError: A value that cannot work, by name.
+        ArgumentTypeError: An argument of the wrong kind.
+
+    Example:
+        >>> import torch, flatmin as fm
+        >>> model = torch.nn.Linear(3, 1)
+        >>> opt = fm.Plain(torch.optim.SGD(model.parameters(), lr=0.1))
+    """
+
+    def __init__(self, base: Optimizer, **options: Unpack[ShellOptions]) -> None:
+        super().__init__(base, flows.sgd, radii={}, **options)
 
 
 class NSO(Perturbed):
@@ -26,13 +50,19 @@ class NSO(Perturbed):
 
     Args:
         base: The optimizer that makes the step.
-        sigma: Standard deviation of the noise on each weight: a number, or a function of the step
-            (:mod:`flatmin.noise.schedules`). A parameter group may have its own, ``{"params": ..., "sigma": 0.0}``.
-            0 is the base optimizer, bit for bit, at the cost of one gradient.
+        sigma: Standard deviation of the noise on each weight: a number, a function of the step
+            (:mod:`flatmin.noise.schedules`, :class:`AutoSigma`), or a mapping from patterns of parameter names, or
+            classes of modules, to either: ``{"*.bias": 0.0, torch.nn.LayerNorm: 0.0, "*": 0.01}``. A parameter group
+            may have its own, ``{"params": ..., "sigma": 0.0}``. 0 is the base optimizer, bit for bit, at the cost of
+            one gradient.
         num_perturbations: k.
         noise: ``"gaussian"``, ``"laplace"``, ``"uniform"``, ``"rademacher"``, ``"binomial"``, or a law.
+        noise_scale: Unit of sigma: ``"absolute"``, or the norm of each ``"parameter"`` or each ``"filter"`` (the slices
+            of a parameter along its first dimension). A parameter group may have its own.
         clean_weight: Weight in [0, 1] of the unperturbed loss in the objective; 0 as in the paper.
         seed: Seed of the noise. Equal seeds give equal perturbations, whatever else draws random numbers.
+        ranks: Whether distributed ranks draw ``"shared"`` noise, as one process would, or each its own
+            (``"independent"``): then N ranks average over N k perturbations.
         **options: ``buffers``, ``common_randomness``, ``check_finite``, ``trace_window``, ``model``: see
             :class:`~flatmin.optim.Perturbed`.
 
@@ -56,19 +86,27 @@ class NSO(Perturbed):
         self,
         base: Optimizer,
         *,
-        sigma: float | Schedule,
+        sigma: Radius,
         num_perturbations: int = 1,
         noise: str | Law = "gaussian",
+        noise_scale: NoiseScale = "absolute",
         clean_weight: float = 0.0,
         seed: int = 0,
+        ranks: RankPolicy = "shared",
         **options: Unpack[ShellOptions],
     ) -> None:
+        if ranks == "antithetic":
+            raise ArgumentError(
+                "ranks is 'antithetic', but NSO evaluates both points of a pair on every rank. Take 'independent' "
+                "here, or WPSGD(..., ranks='antithetic'), which has one point on each of two ranks."
+            )
         settings = {
             "num_perturbations": whole("num_perturbations", num_perturbations, minimum=1, hint=_COUNT),
             "noise": resolve_law(noise),
             "clean_weight": _share("clean_weight", clean_weight),
         }
-        super().__init__(base, flows.nso, radii={"sigma": sigma}, settings=settings, seed=seed, **options)
+        noisy = {"radii": {"sigma": sigma}, "noise_scale": noise_scale, "seed": seed, "ranks": ranks}
+        super().__init__(base, flows.nso, settings=settings, **noisy, **options)
 
 
 class WPSGD(Perturbed):
@@ -80,10 +118,12 @@ class WPSGD(Perturbed):
 
     Args:
         base: The optimizer that makes the step.
-        sigma: Standard deviation of the noise on each weight, or a function of the step.
+        sigma: Standard deviation of the noise on each weight, as for :class:`NSO`.
         num_perturbations: k.
         noise: Name of a law, or a law.
+        noise_scale: Unit of sigma, as for :class:`NSO`.
         seed: Seed of the noise.
+        ranks: ``"shared"``, ``"independent"``, or ``"antithetic"``: ranks 2i and 2i + 1 take the two points of a pair.
         **options: See :class:`~flatmin.optim.Perturbed`.
 
     Raises:
@@ -100,44 +140,20 @@ class WPSGD(Perturbed):
         self,
         base: Optimizer,
         *,
-        sigma: float | Schedule,
+        sigma: Radius,
         num_perturbations: int = 1,
         noise: str | Law = "gaussian",
+        noise_scale: NoiseScale = "absolute",
         seed: int = 0,
+        ranks: RankPolicy = "shared",
         **options: Unpack[ShellOptions],
     ) -> None:
         settings = {
             "num_perturbations": whole("num_perturbations", num_perturbations, minimum=1, hint=_COUNT),
             "noise": resolve_law(noise),
         }
-        super().__init__(base, flows.wpsgd, radii={"sigma": sigma}, settings=settings, seed=seed, **options)
-
-
-class SAM(Perturbed):
-    r"""Sharpness-aware minimization: the base optimizer on :math:`\nabla f(w + \rho\,g/\|g\|)`, :math:`g=\nabla f(w)`.
-
-    Foret et al., arXiv:2010.01412. Cost: 2 gradients a step, one copy of the weights, and between the two evaluations
-    one of the gradients. Not linear in the gradients: with gradient accumulation put the micro-batches inside each
-    probe.
-
-    Args:
-        base: The optimizer that makes the step.
-        rho: Length of the ascent step: a number, or a function of the step. 0 is the base optimizer, bit for bit, at
-            the cost of two gradients.
-        **options: See :class:`~flatmin.optim.Perturbed`.
-
-    Raises:
-        ArgumentError: A value that cannot work, by name.
-        ArgumentTypeError: An argument of the wrong kind.
-
-    Example:
-        >>> import torch, flatmin as fm
-        >>> model = torch.nn.Linear(3, 1)
-        >>> opt = fm.SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05)
-    """
-
-    def __init__(self, base: Optimizer, *, rho: float | Schedule, **options: Unpack[ShellOptions]) -> None:
-        super().__init__(base, flows.sam, radii={"rho": rho}, **options)
+        noisy = {"radii": {"sigma": sigma}, "noise_scale": noise_scale, "seed": seed, "ranks": ranks}
+        super().__init__(base, flows.wpsgd, settings=settings, **noisy, **options)
 
 
 def _share(name: str, value: float) -> float:
