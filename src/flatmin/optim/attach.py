@@ -15,6 +15,7 @@ from flatmin.errors import ArgumentError, ArgumentTypeError
 from flatmin.noise import Law, resolve_law
 from flatmin.optim import guards
 from flatmin.optim.attachment import Attachment, MicroBatches, Smoother, TraceWitness
+from flatmin.optim.attachment.reach import require_hookable
 from flatmin.optim.patterns import Radius
 from flatmin.optim.ranks import RankPolicy
 from flatmin.optim.wrapper import Wrapper, _needs_closure
@@ -107,7 +108,7 @@ def attach(
     parameters = micro_batches.groups.parameters()
     guards.require_trainable(parameters, sum(len(group["params"]) for group in optimizer.param_groups))
     guards.require_usable(parameters)
-    guards.require_plain_loop([model, *hosts.topmost(parameters.values())], climbs_alone=False)
+    require_hookable(model, hosts.topmost(parameters.values()))
     witness = TraceWitness(window, micro_batches, scaler, hosts)
     micro_batches.bind_schedules(witness)
     smoother = Smoother(model, optimizer, micro_batches, witness, hosts)

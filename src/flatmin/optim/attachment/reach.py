@@ -13,8 +13,33 @@ from flatmin.optim import guards
 from flatmin.optim.attachment.hooks import ModelHook
 
 
+def require_hookable(module: nn.Module, tops: Iterable[nn.Module]) -> None:
+    """Raise if weights live where no hook reaches: in DeepSpeed, the older FSDP, or replicas of ``DataParallel``.
+
+    Args:
+        module: The module with the hooks on it.
+        tops: The topmost modules around the parameters.
+
+    Raises:
+        ArgumentError: They do.
+    """
+    around = [module, *tops]
+    guards.require_plain_loop(around, climbs_alone=False)
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None and any(isinstance(outer, fsdp.FullyShardedDataParallel) for outer in around):
+        raise ArgumentError(
+            "The model is in a FullyShardedDataParallel, whose flattened parameters get the same noise on every rank. "
+            "Shard it with torch.distributed.fsdp.fully_shard (FSDP2) instead."
+        )
+    if getattr(module, "_is_replica", False):
+        raise ArgumentError(
+            "The attached model is replicated by torch.nn.DataParallel, and replicas were made before its hooks could "
+            "displace the weights. Attach to the DataParallel module, or use DistributedDataParallel."
+        )
+
+
 def require_reach(module: nn.Module, parameters: Iterable[Tensor], tops: Iterable[nn.Module]) -> list[nn.Module]:
-    """Return the FSDP2 modules to reshard at each move; raise if ``module``, which is called, sees other weights.
+    """Return the FSDP2 modules to reshard at each move; raise if ``module`` would see other weights than are moved.
 
     Args:
         module: The module that is called, with the hooks on it.
@@ -25,18 +50,7 @@ def require_reach(module: nn.Module, parameters: Iterable[Tensor], tops: Iterabl
         ArgumentError: The hooks sit where they do not help; the message says where to put them.
     """
     tops = list(tops)
-    guards.require_plain_loop(tops, climbs_alone=False)
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is not None and any(isinstance(top, fsdp.FullyShardedDataParallel) for top in (*tops, module)):
-        raise ArgumentError(
-            "The model is in a FullyShardedDataParallel, whose flattened parameters get the same noise on every rank. "
-            "Shard it with torch.distributed.fsdp.fully_shard (FSDP2) instead."
-        )
-    if getattr(module, "_is_replica", False):
-        raise ArgumentError(
-            "The attached model is replicated by torch.nn.DataParallel, and replicas were made before its hooks could "
-            "displace the weights. Attach to the DataParallel module, or use DistributedDataParallel."
-        )
+    require_hookable(module, tops)
     if not any(is_sharded(parameter) for parameter in parameters):
         return []
     sharded = sharded_modules(child for top in tops for child in top.modules())
