@@ -99,20 +99,25 @@ def ddp(rank, ranks, parts, inner, no_sync):
     return handle
 
 
-def ddp_trace_is_that_of_one_process(rank):
+def ddp_trace_is_that_of_one_process(rank, **options):
     """The trace sees gradients that are averaged already: DDP finishes them in a callback of its own."""
-    model = net()
-    wrapper = nn.parallel.DistributedDataParallel(model)
-    optimizer, handle = attached(wrapper, sgd(model, lr=0.0))
-    single = net()
+    model, single = net(), net()
+    wrapper = nn.parallel.DistributedDataParallel(model, **options)
+    trace_is_that_of_one_process(rank, wrapper, sgd(model, lr=0.0), single, per_step=1)
+
+
+def trace_is_that_of_one_process(rank, model, optimizer, single, per_step):
+    _, handle = attached(model, optimizer)
     reference, one = attached(single, sgd(single, lr=0.0))
     for micro in range(4):
-        loss(wrapper, batch_of(rank, micro % 2, 2)).backward()
+        loss(model, batch_of(rank, micro % 2, 2)).backward()
         halves = [batch_of(r, micro % 2, 2) for r in range(2)]
         loss(single, (torch.cat([x for x, _ in halves]), torch.cat([y for _, y in halves]))).backward()
-        for o in (optimizer, reference):
-            o.step()
-            o.zero_grad()
+        if (micro + 1) % per_step == 0:
+            for o in (optimizer, reference):
+                o.step()
+                o.zero_grad()
+    assert handle.trace_estimate.num_matvecs == 4 // per_step
     torch.testing.assert_close(handle.trace_estimate.value, one.trace_estimate.value, rtol=1e-9, atol=0)
 
 
@@ -160,18 +165,8 @@ def fsdp(rank, parts, holds_back):
 
 
 def fsdp_trace_is_that_of_one_process(rank):
-    model, single = sharded(net()), net()
-    optimizer, handle = attached(model, sgd(model, lr=0.0))
-    reference, one = attached(single, sgd(single, lr=0.0))
-    for micro in range(4):
-        loss(model, batch_of(rank, micro % 2, 2)).backward()
-        halves = [batch_of(r, micro % 2, 2) for r in range(2)]
-        loss(single, (torch.cat([x for x, _ in halves]), torch.cat([y for _, y in halves]))).backward()
-        if micro % 2:
-            for o in (optimizer, reference):
-                o.step()
-                o.zero_grad()
-    torch.testing.assert_close(handle.trace_estimate.value, one.trace_estimate.value, rtol=1e-9, atol=0)
+    model = sharded(net())
+    trace_is_that_of_one_process(rank, model, sgd(model, lr=0.0), net(), per_step=2)
 
 
 def fsdp_restores_bitwise_over_evaluations(rank):
@@ -265,7 +260,8 @@ def main(rank, world, address):
         for ranks in ("shared", "independent", "antithetic"):
             for parts, inner, no_sync in ((1, False, False), (2, False, True), (3, True, True), (2, True, False)):
                 ddp(rank, ranks, parts, inner, no_sync)
-        ddp_trace_is_that_of_one_process(rank)
+        for options in ({}, {"static_graph": True}, {"find_unused_parameters": True}):
+            ddp_trace_is_that_of_one_process(rank, **options)
         noise_that_differs_leaves_replicas_equal_over_many_steps(rank)
         for parts, holds_back in ((1, False), (2, False), (3, True)):
             fsdp(rank, parts, holds_back)

@@ -1,12 +1,15 @@
 """The loops that people have: mixed precision, clipping, schedulers, compiled models, frameworks around optimizers."""
 
 import copy
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import flatmin as fm
 from attach_cases import COUNT, STEP, attached, close, displacement, gradients, gradients_at, sgd, weights
 from flatmin.optim.attach import attach
 from problems import data, loss, mlp, same, seeded, snapshot, with_state
@@ -314,3 +317,30 @@ def test_distributed_checkpoint_round_trip():
     for model, optimizer in zip(models, optimizers):
         train(model, optimizer, 2)
     assert same(snapshot(models[0]), snapshot(models[1]))
+
+
+def test_the_code_on_its_page_runs(monkeypatch, capsys):
+    monkeypatch.setattr(fm, "attach", attach, raising=False)
+    page = (Path(__file__).resolve().parents[3] / "docs" / "methods" / "attach.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(compile(code, "attach.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("TraceEstimate(")
+
+
+def test_an_interrupt_leaves_nothing_behind_that_a_step_or_a_checkpoint_would_see():
+    """torch tells nobody of a KeyboardInterrupt in a forward pass, which a notebook goes on after."""
+    model = Net()
+    optimizer, _ = attached(model, sgd(model, lr=0.0))
+    before = snapshot(model)
+    interrupt = model.inner[1].register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        loss(model, data(dtype=torch.float32))
+    interrupt.remove()
+    with torch.no_grad():
+        assert torch.equal(model(data(dtype=torch.float32)[0]), Net()(data(dtype=torch.float32)[0]))
+    loss(model, data(dtype=torch.float32)).backward()
+    optimizer.step()
+    assert same(weights(model), list(before.values()))
+    loss(model, data(dtype=torch.float32)).backward()
+    assert same(weights(model), list(before.values()))
+    assert optimizer.param_groups[0][COUNT] == 2
