@@ -1,6 +1,8 @@
 """The finder of sigma and rho against closed forms, and that it leaves nothing changed."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -385,3 +387,20 @@ def test_a_small_loss_of_small_units_needs_a_tolerance():
         find_sigma(model, tiny, batches)
     full = find_sigma(model, functional.cross_entropy, batches, tolerance=0.1)
     assert find_sigma(model, tiny, batches, tolerance=1e-9).value == pytest.approx(full.value, rel=1e-3)
+
+
+def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "choosing-sigma.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    with torch.random.fork_rng(devices=[]):
+        for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+            exec(compile(code, "choosing-sigma.md", "exec"), namespace)
+    assert capsys.readouterr().out.startswith("RadiusSearch(sigma = ")
+    assert (tmp_path / "sigma.png").stat().st_size > 0
+    assert namespace["automatic"].value == namespace["sigma"]
+    assert namespace["opt"]._groups.schedules() == [namespace["automatic"]]
+    mpl.pyplot.close("all")
