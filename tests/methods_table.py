@@ -65,7 +65,7 @@ def bsam(base, **arguments):
     return fm.BSAM([{k: v for k, v in g.items() if k in own} for g in base.param_groups], **{"lr": 0.1, **arguments})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Method:
     """One row.
 

@@ -6,10 +6,12 @@ import sys
 import flatmin as fm
 
 NAMES = """
-    NSO SAM WPSGD
+    NSO WPSGD SAM USAM ASAM RSAM BSAM RandomlySmoothed SharpnessAware Plain
+    attach Attachment AutoSigma optimal_sigma find_sigma find_rho RadiusSearch
+    LabelNoise TargetNoise DistancePenalty DistanceProjection
     Hessian trace top_eigenvalues perturbation_gap TraceEstimate EigenPairs GapEstimate
     Binomial Gaussian Laplace Rademacher Uniform
-    flows gradient landscape schedules
+    flows gradient halves landscape schedules
     ArgumentError ArgumentTypeError ClosureError DataError FlatminError NonFiniteError ProbeError
 """
 

@@ -16,10 +16,26 @@ from flatmin.errors import (
     NonFiniteError,
     ProbeError,
 )
-from flatmin.measures import GapEstimate, perturbation_gap
-from flatmin.noise import Binomial, Gaussian, Laplace, Rademacher, Uniform, schedules
-from flatmin.optim import ASAM, BSAM, NSO, RSAM, SAM, USAM, WPSGD, Plain, RandomlySmoothed, SharpnessAware
+from flatmin.measures import GapEstimate, RadiusSearch, find_rho, find_sigma, perturbation_gap
+from flatmin.noise import Binomial, Gaussian, Laplace, Rademacher, Uniform, optimal_sigma, schedules
+from flatmin.optim import (
+    ASAM,
+    BSAM,
+    NSO,
+    RSAM,
+    SAM,
+    USAM,
+    WPSGD,
+    Attachment,
+    AutoSigma,
+    Plain,
+    RandomlySmoothed,
+    SharpnessAware,
+    attach,
+    halves,
+)
 from flatmin.perturb import gradient
+from flatmin.regularizers import DistancePenalty, DistanceProjection, LabelNoise, TargetNoise
 
 __version__ = "0.1.0"
 
@@ -33,26 +49,38 @@ __all__ = [
     "WPSGD",
     "ArgumentError",
     "ArgumentTypeError",
+    "Attachment",
+    "AutoSigma",
     "Binomial",
     "ClosureError",
     "DataError",
+    "DistancePenalty",
+    "DistanceProjection",
     "EigenPairs",
     "FlatminError",
     "GapEstimate",
     "Gaussian",
     "Hessian",
+    "LabelNoise",
     "Laplace",
     "NonFiniteError",
     "Plain",
     "ProbeError",
     "Rademacher",
+    "RadiusSearch",
     "RandomlySmoothed",
     "SharpnessAware",
+    "TargetNoise",
     "TraceEstimate",
     "Uniform",
+    "attach",
+    "find_rho",
+    "find_sigma",
     "flows",
     "gradient",
+    "halves",
     "landscape",
+    "optimal_sigma",
     "perturbation_gap",
     "schedules",
     "top_eigenvalues",

@@ -331,6 +331,7 @@ def test_hooks_that_step_during_backward_are_refused(method):
                 loss(model, data()).backward()
 
 
+@pytest.mark.filterwarnings("ignore:.*nothing was perturbed:UserWarning")
 @wrapping_methods
 def test_after_a_failed_closure_a_plain_step_is_a_plain_step(method):
     model, other = mlp(), mlp()

@@ -77,6 +77,17 @@ class Conv(nn.Module):
         return self.w(torch.tanh(self.c(images)).mean((2, 3)))
 
 
+class Complex(nn.Module):
+    """Every method sees real and imaginary parts as coordinates of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.w = nn.Parameter(torch.randn(4, 3, dtype=torch.complex64)), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.w((x.to(self.c.dtype) @ self.c).abs())
+
+
 class BFloat16(nn.Module):
     def __init__(self):
         super().__init__()
@@ -86,7 +97,7 @@ class BFloat16(nn.Module):
         return self.b(torch.tanh(self.a(x.bfloat16())).float())
 
 
-MODELS = [Frozen, Unused, Tied, Scalar, Empty, Sparse, Conv, BFloat16]
+MODELS = [Frozen, Unused, Tied, Scalar, Empty, Sparse, Conv, Complex, BFloat16]
 
 
 def step(opt, model, shell):
@@ -139,6 +150,37 @@ def test_sparse_gradients_stay_sparse_and_right(method):
                 model(None).square().mean().backward()
     assert sparse.table.weight.grad.is_sparse
     torch.testing.assert_close(sparse.table.weight.grad.to_dense(), dense.table.weight.grad, rtol=1e-5, atol=1e-7)
+
+
+@every_method
+def test_complex_parameters_train_as_their_real_and_imaginary_parts_do(method):
+    """Noise, norms, filters and inner products are those of the pairs of real numbers."""
+
+    class Pairs(nn.Module):
+        def __init__(self, is_complex):
+            super().__init__()
+            pairs = seeded(lambda: torch.randn(4, 3, 2, dtype=torch.float64))
+            self.c = nn.Parameter(torch.view_as_complex(pairs) if is_complex else pairs)
+
+        def forward(self, x):
+            c = self.c if self.c.is_complex() else torch.view_as_complex(self.c)
+            return 0.1 * ((x.to(c.dtype) @ c).abs().square().sum(1) - x[:, 0])
+
+    ends, x = [], torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(4, 4)
+    for is_complex in (True, False):
+        model = Pairs(is_complex)
+        opt = method.build(SGD(model.parameters(), lr=0.01))
+        for _ in range(3):
+            for probe in opt.probes():
+                with probe:
+                    model(x).square().mean().backward()
+            opt.step()
+            opt.zero_grad()
+        end = model.c.detach()
+        ends.append((torch.view_as_real(end) if is_complex else end, opt.trace_estimate))
+    torch.testing.assert_close(ends[0][0], ends[1][0], rtol=1e-11, atol=1e-13)
+    if method.traces:
+        torch.testing.assert_close(ends[0][1].value, ends[1][1].value, rtol=1e-10, atol=0)
 
 
 @every_method

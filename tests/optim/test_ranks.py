@@ -1,29 +1,57 @@
-"""Two ranks equal one process: DDP and FSDP2, every method, both shells (what runs is in tests/ranks.py)."""
+"""Two ranks equal one process: DDP, FSDP2, noise over ranks, checkpoints. What runs is in tests/ranks.py."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import json
 
-TESTS = Path(__file__).resolve().parents[1]
+import pytest
+import torch
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+import ranks
+from launch import launch
+from methods_table import METHODS, every_method
+from problems import data
+
+pytestmark = pytest.mark.xdist_group("ranks")
 
 
-def test_two_ranks_equal_one_process(tmp_path):
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}
-    command = [sys.executable, "-W", "ignore", str(TESTS / "ranks.py")]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), "2", str(tmp_path / "rendezvous")],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert all(rank.returncode == 0 for rank in ranks), "\n".join(output[-4000:] for output in outputs)
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """The run of all cells on two ranks: the folder, the cells that passed, and the output."""
+    folder = tmp_path_factory.mktemp("ranks")
+    outputs = launch("ranks.py", folder, timeout=600)
+    passed = [json.loads((folder / f"passed-{rank}.json").read_text()) for rank in range(2)]
+    return folder, [cell for cell in passed[0] if cell in passed[1]], "\n".join(outputs)
+
+
+CELLS = [(loop, method.name) for loop in ranks.LOOPS for method in METHODS if ranks.applies(loop, method)]
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=pytest.mark.loop(name), id=f"{name}-{m}") for name, m in CELLS]
+)
+def test_two_ranks(run, method, request):
+    (loop,) = request.node.get_closest_marker("loop").args
+    assert [loop, method] in run[1], run[2]
+
+
+@pytest.mark.parametrize("check", ranks.BESIDE, ids=lambda check: check.__name__)
+def test_two_ranks_beside_the_table(run, check):
+    assert [check.__name__, ""] in run[1], run[2]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")  # the point of it
+@pytest.mark.loop("resumed on one rank")
+@every_method
+def test_a_checkpoint_of_two_ranks_goes_on_in_one_process(run, method):
+    """Noise that the ranks share does not depend on their number."""
+    from torch.distributed import checkpoint
+
+    model = ranks.net()
+    opt = ranks.build(method, model)
+    state = dict(zip(("model", "optimizer"), get_state_dict(model, opt), strict=True))
+    checkpoint.load(state, checkpoint_id=run[0] / f"checkpoint-{method}")
+    set_state_dict(model, opt, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    for _ in range(ranks.STEPS - 2):
+        ranks.step(opt, model, data())
+    ranks.assert_close(ranks.weights(model), ranks.alone(method, "probes")[0])
+    assert torch.tensor([g["perturbation_step"] for g in opt.param_groups]).eq(ranks.STEPS).all()

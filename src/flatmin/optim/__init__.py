@@ -1,5 +1,8 @@
 """Optimizers: the shell that puts any method around any base optimizer, and the methods by name."""
 
+from flatmin.optim.attach import Attachment, attach
+from flatmin.optim.automatic import AutoSigma
+from flatmin.optim.halves import halves
 from flatmin.optim.methods import (
     ASAM,
     BSAM,
@@ -22,8 +25,12 @@ __all__ = [
     "SAM",
     "USAM",
     "WPSGD",
+    "Attachment",
+    "AutoSigma",
     "Perturbed",
     "Plain",
     "RandomlySmoothed",
     "SharpnessAware",
+    "attach",
+    "halves",
 ]

@@ -18,7 +18,7 @@ from flatmin.optim.attachment import Attachment, MicroBatches, Smoother, TraceWi
 from flatmin.optim.attachment.reach import require_hookable
 from flatmin.optim.patterns import Radius
 from flatmin.optim.ranks import RankPolicy
-from flatmin.optim.wrapper import Wrapper, _needs_closure
+from flatmin.optim.wrapper import Wrapper, needs_closure
 from flatmin.perturb import Hosts
 
 _ATTACHED = weakref.WeakSet[Smoother]()
@@ -148,7 +148,7 @@ def _unwrapped(optimizer: Any) -> Optimizer:
             f"optimizer is a {type(optimizer).__name__}, which displaces the weights itself. Use it without attach, or "
             "attach to the plain optimizer, opt.base, and step that."
         )
-    if _needs_closure(optimizer):
+    if needs_closure(optimizer):
         raise ArgumentError(
             f"optimizer is a {type(optimizer).__name__}, which evaluates the loss several times a step and compares: "
             "with fresh noise each time its line search would compare different functions. Use "

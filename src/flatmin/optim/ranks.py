@@ -47,9 +47,21 @@ def of_this_rank(policy: str, stream: Stream) -> Place:
     return Place(stream.child(rank // 2), -1 if rank % 2 else 1)
 
 
-def require_policy(policy: str, parameters: Mapping[int, Tensor]) -> str:
-    """Return ``policy`` if it is one and fits ``parameters``, or say what to do."""
+def require_policy(policy: str, parameters: Mapping[int, Tensor], *, climbs_alone: bool = False) -> str:
+    """Return ``policy`` if it is one and fits ``parameters``, or say what to do.
+
+    Args:
+        policy: A :data:`RankPolicy`.
+        parameters: Position to parameter.
+        climbs_alone: Whether the first gradient of the method stays on its rank.
+    """
     choice("ranks", policy, RANK_POLICIES)
+    if climbs_alone and any(is_sharded(parameter) for parameter in parameters.values()):
+        raise ArgumentError(
+            "local_ascent is True, but the parameters are sharded: every gradient is reduced to shards over the ranks, "
+            "so that none can climb its own. Leave local_ascent=False, or put the loop over probes inside each "
+            "micro-batch, which makes every micro-batch climb its own gradient."
+        )
     if policy != "shared" and any(is_sharded(parameter) for parameter in parameters.values()):
         raise ArgumentError(
             f"ranks is {policy!r}, but the parameters are sharded: each rank holds a slice of one model, and slices of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypedDict
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flatmin import flows
 from flatmin.checks import choice, positive, whole
 from flatmin.curvature.results import TraceEstimate
 from flatmin.distributed import ShardedTotal, reshard, sharded_modules
@@ -98,7 +100,7 @@ class Perturbed(Wrapper):
         self._hosts = Hosts(model)
         self._groups = Groups(base, radii, seed, noise_scale=noise_scale, owners=self._owners)
         parameters = self._groups.parameters()
-        self._ranks = require_policy(ranks, parameters)
+        self._ranks = require_policy(ranks, parameters, climbs_alone=local_ascents > 0)
         self._local_ascents = local_ascents
         self._bind_schedules()
         guards.require_trainable(parameters, sum(len(group["params"]) for group in self.param_groups))
@@ -140,20 +142,22 @@ class Perturbed(Wrapper):
         """Take a step.
 
         With a closure, torch's own contract: it clears the gradients, computes the loss, calls backward and returns the
-        loss; it is called once for each evaluation of the method. Gradients accumulated before the call are therefore
-        dropped, and a ``GradScaler`` must not be given the closure: both are what :meth:`probes` is for. Without a
-        closure, the step is made with what ``.grad`` holds, which after a loop over probes is the method's direction.
+        loss; it is called once for each evaluation of the method. It cannot stand for accumulated gradients, and a
+        ``GradScaler`` must not be given it: both are refused, and are what :meth:`probes` is for. Without a closure,
+        the step is made with what ``.grad`` holds, which after a loop over probes is the method's direction; without
+        such a loop it is a plain step of the base, of which a warning tells once.
 
         Args:
             closure: Clears gradients, computes the loss, calls ``backward()``, returns the loss.
 
         Returns:
             With a closure the loss: for a noise method the average over its points, which estimates the smoothed loss;
-            for the others the loss at the weights themselves. A 0-dim tensor without graph, or a float if that is what
-            the closure returns.
+            for the others the loss at the first point, which for most is the weights themselves. A 0-dim tensor without
+            graph, or a float if that is what the closure returns.
 
         Raises:
-            ClosureError: The closure returned None or computed no gradient, or the base cannot step without a closure.
+            ClosureError: The closure returned None, computed no gradient, or does not clear gradients that had been
+                accumulated; or the base cannot step without a closure.
             ProbeError: A loop over :meth:`probes` was left before its end.
             NonFiniteError: The loss or the gradient is NaN or infinite (see ``check_finite``).
         """
@@ -166,6 +170,7 @@ class Perturbed(Wrapper):
             self._require_finished_loop()
             self._groups.require_complete()
             self._require_told_of_scaler()
+            self._warn_of_plain_step()
             self._require_finite_gradients()
             loss = self.base.step()
         self._trace.commit()
@@ -238,7 +243,7 @@ class Perturbed(Wrapper):
         yield from evaluation.probes(self._start)
         self._trace.settle(seen, self._groups.positions(), total, scaler.scale if scaler else _identity)
         self._receive(evaluation.extras, loss_scale)
-        self._open = None
+        self._open, self._has_evaluated = None, True
 
     def _begin(self) -> None:
         """Forget what earlier loops over probes gave that no step has used: a new step begins."""
@@ -296,6 +301,21 @@ class Perturbed(Wrapper):
                 "to its end."
             )
 
+    def _warn_of_plain_step(self) -> None:
+        """Warn, once, of a loop that never evaluates the method, but for steps of length zero, which only set up."""
+        is_idle = all(not isinstance(g["lr"], Tensor) and g["lr"] == 0 for g in self.param_groups if "lr" in g)
+        has_gradients = Accumulated.of(self._groups.parameters()) is not None
+        if self._has_evaluated or is_idle or not has_gradients or self._flow is flows.sgd:
+            return
+        self._has_evaluated = True
+        warnings.warn(
+            f"{type(self).__name__}.step() came without a closure and without a loop over probes before it, so it was a "
+            "plain step of the base optimizer: nothing was perturbed. Write opt.step(closure), or `for probe in "
+            "opt.probes(): with probe: loss(...).backward()` before opt.step(); loops that cannot be edited take "
+            "flatmin.attach.",
+            stacklevel=4,
+        )
+
     def _require_told_of_scaler(self) -> None:
         if self._sees_loss_scale and not self._was_told_of_scaler and is_called_by_scaler():
             name = type(self).__name__
@@ -348,8 +368,9 @@ class Perturbed(Wrapper):
     def state_dict(self) -> dict[str, Any]:
         """Return the base's state with the radii, the step, the seed and the samples of the live trace.
 
-        Nothing in it is the size of the model but what the base keeps, and it loads with ``weights_only=True``.
-        Radii that are functions are left out: like a model's code they come from the constructor.
+        Nothing in it is the size of the model but what the base keeps (and the start, with an :class:`AutoSigma`), and
+        it loads with ``weights_only=True``. Radii that are functions or mappings are left out: like a model's code they
+        come from the constructor; of functions that have a state, this is kept.
         """
         schedules = [s.state_dict() for s in self._groups.schedules() if hasattr(s, "state_dict")]
         return {**self._groups.state_dict(), "trace": self._trace.state_dict(), "schedules": schedules}
@@ -360,11 +381,11 @@ class Perturbed(Wrapper):
         Radii are taken from the checkpoint, as ``lr`` is, but for those that are functions here: these stay.
         """
         self._abandon()
+        self._groups.load_state_dict({k: v for k, v in state_dict.items() if k not in ("trace", "schedules")})
+        self._trace.load_state_dict(state_dict.get("trace"))
         schedules = [s for s in self._groups.schedules() if hasattr(s, "load_state_dict")]
         for schedule, state in zip(schedules, state_dict.get("schedules", ()), strict=False):
             schedule.load_state_dict(state)
-        self._groups.load_state_dict({k: v for k, v in state_dict.items() if k not in ("trace", "schedules")})
-        self._trace.load_state_dict(state_dict.get("trace"))
         self._spent = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -372,7 +393,7 @@ class Perturbed(Wrapper):
         self._hosts = Hosts()
         self._open: Evaluation | None = None
         self._spent: Accumulated | None = None
-        self._was_told_of_scaler = True
+        self._was_told_of_scaler, self._has_evaluated = True, False
         super().__setstate__(state)
         if state:
             self._groups.look_up(self._owners)

@@ -89,7 +89,7 @@ class Wrapper(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._base_needs_closure = _needs_closure(self.base)
+        self._base_needs_closure = needs_closure(self.base)
         super().__setstate__({})
 
 
@@ -122,7 +122,7 @@ def require_base(base: Any, name: str) -> Optimizer:
     return base
 
 
-def _needs_closure(base: Optimizer) -> bool:
+def needs_closure(base: Optimizer) -> bool:
     """Tell whether ``base`` cannot step without a closure (LBFGS)."""
     closure = inspect.signature(base.step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty

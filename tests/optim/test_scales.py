@@ -1,0 +1,143 @@
+"""The scale of the loss, micro-batches that climb by themselves, and halves of a batch."""
+
+import copy
+import functools
+from collections import namedtuple
+
+import pytest
+import torch
+
+import flatmin as fm
+from methods_table import noise_methods, rows
+from problems import data, loss, mlp, same, seeded, snapshot
+
+SGD = torch.optim.SGD
+
+
+def direction(opt, model, batch, step=0):
+    """The method's direction by the pure driver."""
+
+    def value(w):
+        return torch.nn.functional.cross_entropy(torch.func.functional_call(model, w, batch[0]), batch[1])
+
+    flow = functools.partial(opt._flow, **opt._arguments())
+    return fm.gradient(flow, value, {n: p.detach() for n, p in model.named_parameters()}, step=step)
+
+
+@rows(lambda m: not m.linear)
+def test_a_loop_inside_each_micro_batch_is_m_sharpness(method):
+    """Each micro-batch climbs its own gradient; told of its weight, at the size that the gradient alone has."""
+    model, (x, y) = mlp(), data()
+    micro = list(zip(x.chunk(3), y.chunk(3), strict=True))
+    opt = method.build(SGD(model.parameters(), lr=0.1))
+    alone = [direction(opt, model, batch) for batch in micro]
+    for batch in micro:
+        for probe in opt.probes(loss_scale=1 / 3):
+            with probe:
+                (loss(model, batch) / 3).backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, sum(g[name] for g in alone) / 3, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0, float("nan")])
+def test_a_loss_scale_that_cannot_be(scale):
+    opt = fm.SAM(SGD(mlp().parameters(), lr=0.1), rho=0.1)
+    with pytest.raises(fm.ArgumentError, match=r"loss_scale is .*1 / 4"):
+        opt.probes(loss_scale=scale)
+
+
+@rows(lambda m: not m.linear and not m.name.startswith("SAM"))
+def test_an_overflow_in_the_ascent_alone_is_not_lost(method):
+    """An infinite ascent can end where gradients vanish: the step must be skipped all the same."""
+    model, batch = mlp(torch.float32), data(dtype=torch.float32)
+    opt = method.build(SGD(model.parameters(), lr=0.1))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    before = snapshot(model)
+    for number, probe in enumerate(opt.probes(scaler=scaler)):
+        with probe:
+            scaler.scale(loss(model, batch)).backward()
+            if number == 0:
+                model[0].bias.grad[0] = float("inf")
+    scaler.step(opt)
+    assert same(snapshot(model), before)
+
+
+def test_bayesian_sam_is_skipped_and_goes_on_as_if_nothing_had_happened():
+    """What a skipped step has left behind must not enter the next one's precision."""
+    models = [mlp(torch.float32), mlp(torch.float32)]
+    for model, overflows in zip(models, (True, False), strict=True):
+        opt, batch = fm.BSAM(model.parameters(), lr=0.1, rho=0.05, num_examples=50), data(dtype=torch.float32)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        for bad in (True, False) if overflows else (False,):
+            for probe in opt.probes(scaler=scaler):
+                with probe:
+                    scaler.scale(loss(model, batch) * (float("inf") if bad else 1)).backward()
+            scaler.step(opt)
+            scaler.update(2.0**10)
+            opt.zero_grad()
+    assert same(snapshot(models[0]), snapshot(models[1]))
+
+
+class TestHalves:
+    @noise_methods
+    def test_one_point_on_each_half_costs_one_gradient_and_is_what_it_says(self, method):
+        if method.evaluations != 2:
+            return
+        model, batch = mlp(), data()
+        opt, parts = method.build(SGD(model.parameters(), lr=0.1)), list(fm.halves(batch))
+        offsets, found, start = [], [], copy.deepcopy(model)
+        for probe, part in zip(opt.probes(), fm.halves(batch), strict=True):
+            with probe:
+                offsets.append([p.detach() - s for p, s in zip(model.parameters(), start.parameters(), strict=True)])
+                loss(model, part).backward()
+        for part, offset in zip(parts, offsets, strict=True):
+            there = copy.deepcopy(start)
+            with torch.no_grad():
+                for p, u in zip(there.parameters(), offset, strict=True):
+                    p.add_(u)
+            found.append(torch.autograd.grad(loss(there, part), list(there.parameters())))
+        for p, a, b in zip(model.parameters(), *found, strict=True):
+            torch.testing.assert_close(p.grad, (a + b) / 2, rtol=1e-11, atol=1e-13)
+
+    def test_the_linear_term_of_the_noise_cancels_where_the_halves_agree(self):
+        """On a quadratic whose halves are the same, the direction is the gradient, whatever the noise."""
+        w = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+        opt = fm.NSO(SGD([w], lr=0.1), sigma=0.5)
+        h = torch.tensor([3.0, 5.0], dtype=torch.float64).repeat(4, 1)
+        for probe, part in zip(opt.probes(), fm.halves(h), strict=True):
+            with probe:
+                (part * w.square() / 2).sum(1).mean().backward()
+        torch.testing.assert_close(w.grad, torch.tensor([3.0, -10.0], dtype=torch.float64), rtol=1e-12, atol=0)
+
+    def test_forms_of_batches(self):
+        x, y = torch.arange(10).reshape(5, 2), torch.arange(5)
+        first, second = fm.halves({"x": x, "more": [y, (y, "name")], "n": 3})
+        assert torch.equal(torch.cat([first["x"], second["x"]]), x)
+        assert len(first["x"]) == 3
+        assert torch.equal(second["more"][1][0], y[3:])
+        assert second["more"][1][1] == "name"
+        assert first["n"] == second["n"] == 3
+        pair = namedtuple("Pair", "x y")(x, y)
+        assert [(type(half), len(half.y)) for half in fm.halves(pair)] == [(type(pair), 3), (type(pair), 2)]
+
+    @pytest.mark.parametrize(
+        ("batch", "found"),
+        [("text", "no tensor"), (torch.ones(1, 3), "1 examples"), ((torch.ones(4), torch.ones(3)), "3, 4 examples"),
+         (torch.tensor(1.0), "0 examples")],
+    )  # fmt: skip
+    def test_what_has_no_halves(self, batch, found):
+        with pytest.raises(fm.DataError, match=rf"holds .*{found}.*by hand"):
+            next(fm.halves(batch))
+
+
+def test_bf16_pair_over_halves_is_still_a_reflection():
+    model = seeded(lambda: torch.nn.Linear(6, 3)).bfloat16()
+    before = snapshot(model)
+    opt, points = fm.NSO(SGD(model.parameters(), lr=0.0), sigma=0.05), []
+    for probe, part in zip(opt.probes(), fm.halves(data(dtype=torch.bfloat16)), strict=True):
+        with probe:
+            points.append(model.weight.detach().double())
+            loss(model, part).backward()
+    opt.step()
+    torch.testing.assert_close((2 * before["weight"].double() - points[0]).bfloat16().double(), points[1], rtol=0, atol=0)
+    assert same(snapshot(model), before)
