@@ -6,11 +6,12 @@ BIN    := $(VENV)/bin
 PIP    := $(shell command -v uv >/dev/null 2>&1 && echo "uv pip install --quiet --python $(BIN)/python" \
             || echo "$(BIN)/python -m pip --require-virtualenv install --quiet --disable-pip-version-check")
 
-.PHONY: help compare test test-slow lint types floors unit clean
+.PHONY: help compare test test-slow matrix lint types floors unit clean
 help:
 	@echo "make compare    train SGD, WP-SGD, NSO and SAM on real data and write a report (ARGS='--help' for options)"
 	@echo "make test       every check: ruff, pyright, import contract, tests, doctests"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make matrix     every method in every loop: runs each cell, prints the table, writes docs/matrix.md"
 	@echo "make clean      remove $(VENV) and caches (never runs/)"
 
 compare: $(VENV)/.lab
@@ -29,10 +30,13 @@ floors: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow" -n 2 $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup $(ARGS)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+matrix: $(VENV)/.dev
+	MATRIX_PAGE=1 $(BIN)/python -m pytest tests/optim -m loop -p matrix -n 2 --dist loadgroup -q $(ARGS)
 
 # Made again where it was not made to its end; an environment that is there already is completed, never wiped.
 $(VENV)/.made:

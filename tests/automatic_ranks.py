@@ -44,4 +44,4 @@ def main(rank, rendezvous):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), sys.argv[3])

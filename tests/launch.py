@@ -9,7 +9,7 @@ TESTS = Path(__file__).resolve().parent
 
 
 def launch(script, *arguments, timeout=300):
-    """Run ``script RANK 2 *arguments`` for both ranks; return what each printed, followed by its exit status."""
+    """Run ``script RANK 2 *arguments`` for both ranks; return what each printed and its exit status."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}
     command = [sys.executable, "-W", "ignore", str(TESTS / script)]
     started = [
@@ -27,4 +27,10 @@ def launch(script, *arguments, timeout=300):
     finally:
         for rank in started:
             rank.kill()
-    return [f"{text[-4000:]}\nexit status {rank.wait()}" for rank, text in zip(started, outputs, strict=True)]
+    return [(rank.wait(), output[-8000:]) for rank, output in zip(started, outputs, strict=True)]
+
+
+def require_success(script, folder):
+    """Run ``script RANK 2 RENDEZVOUS`` for both ranks and fail with what they printed unless both succeed."""
+    ended = launch(script, folder / "rendezvous")
+    assert all(status == 0 for status, _ in ended), "\n".join(output for _, output in ended)

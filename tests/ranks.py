@@ -4,7 +4,7 @@ The cells that have passed are written to a file, so that each is a test of its 
 """
 
 import copy
-import datetime
+import datetime as dt
 import functools
 import json
 import os
@@ -395,7 +395,7 @@ def cells():
 def main(rank, world):
     torch.set_num_threads(1)
     os.environ["TORCH_DISTRIBUTED_DEBUG"] = "OFF"
-    rendezvous, wait = f"file://{FOLDER / 'rendezvous'}", datetime.timedelta(seconds=60)
+    rendezvous, wait = f"file://{FOLDER / 'rendezvous'}", dt.timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world, timeout=wait)
     passed = []
     try:
@@ -404,7 +404,7 @@ def main(rank, world):
                 run(rank)
                 passed.append([name, method])
             except Exception:
-                print(f"rank {rank}: {name}, {method}")
+                sys.stdout.write(f"rank {rank}: {name}, {method}\n")
                 traceback.print_exc(limit=-3)
     finally:
         (FOLDER / f"passed-{rank}.json").write_text(json.dumps(passed))

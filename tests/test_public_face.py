@@ -11,7 +11,7 @@ NAMES = """
     LabelNoise TargetNoise DistancePenalty DistanceProjection
     Hessian trace top_eigenvalues perturbation_gap TraceEstimate EigenPairs GapEstimate
     Binomial Gaussian Laplace Rademacher Uniform
-    flows gradient halves landscape schedules
+    flows gradient landscape schedules spread
     ArgumentError ArgumentTypeError ClosureError DataError FlatminError NonFiniteError ProbeError
 """
 

@@ -32,7 +32,7 @@ from flatmin.optim import (
     RandomlySmoothed,
     SharpnessAware,
     attach,
-    halves,
+    spread,
 )
 from flatmin.perturb import gradient
 from flatmin.regularizers import DistancePenalty, DistanceProjection, LabelNoise, TargetNoise
@@ -78,11 +78,11 @@ __all__ = [
     "find_sigma",
     "flows",
     "gradient",
-    "halves",
     "landscape",
     "optimal_sigma",
     "perturbation_gap",
     "schedules",
+    "spread",
     "top_eigenvalues",
     "trace",
 ]

@@ -3,12 +3,8 @@
 import copy
 import io
 import math
-import os
 import pickle
-import subprocess
-import sys
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +15,8 @@ from flatmin.errors import ArgumentError, ArgumentTypeError
 from flatmin.noise import optimal_sigma
 from flatmin.optim import NSO, WPSGD
 from flatmin.optim.automatic import AutoSigma
+from launch import require_success
 
-TESTS = Path(__file__).resolve().parents[1]
 N, C, BETA = 50, 2.0, 0.3
 
 
@@ -341,12 +337,4 @@ def test_a_state_that_does_not_fit():
 
 
 def test_shards_on_two_ranks_have_the_distance_of_the_whole(tmp_path):
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}
-    command = [sys.executable, "-W", "ignore", str(TESTS / "automatic_ranks.py")]
-    ranks = [subprocess.Popen([*command, str(rank), str(tmp_path / "rendezvous")], env=env) for rank in range(2)]
-    try:
-        codes = [rank.wait(timeout=120) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert codes == [0, 0]
+    require_success("automatic_ranks.py", tmp_path)

@@ -33,6 +33,7 @@ def through_a_file(value):
     return torch.load(file, weights_only=True)
 
 
+@pytest.mark.loop("torch.save")
 @every_method
 @every_base
 def test_resumed_equals_uninterrupted(method, base):
@@ -61,6 +62,7 @@ def test_resumed_equals_uninterrupted(method, base):
         assert opt2.trace_estimate.num_matvecs == 7
 
 
+@pytest.mark.loop("pickle, deepcopy")
 @every_method
 @every_base
 @pytest.mark.parametrize("how", ["pickle", "deepcopy"])
@@ -231,9 +233,28 @@ def test_groups_given_to_the_base_itself_take_part(method):
     train(opt, model, 1)
 
 
+@pytest.mark.loop("safetensors")
+@every_method
+@every_base
+def test_weights_in_safetensors(method, base, tmp_path):
+    from safetensors.torch import load_model, save_model
+
+    whole, resumed = mlp(), mlp()
+    opt, opt2 = (method.build(base(model.parameters())) for model in (whole, resumed))
+    train(opt, whole, 3)
+    save_model(whole, str(tmp_path / "weights.safetensors"))
+    load_model(resumed, str(tmp_path / "weights.safetensors"))
+    opt2.load_state_dict(through_a_file(opt.state_dict()))
+    for o, m in ((opt, whole), (opt2, resumed)):
+        train(o, m, 3)
+    assert same(snapshot(whole), snapshot(resumed))
+
+
+@pytest.mark.loop("DCP")
+@every_method
 @pytest.mark.parametrize("flat", [False, True])
-@pytest.mark.parametrize("sigma", [0.05, fm.schedules.linear(0.01, 0.1, 5)])
-def test_distributed_checkpoint_round_trip(flat, sigma):
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_distributed_checkpoint_round_trip(method, flat, scheduled):
     from torch.distributed.checkpoint.state_dict import (
         StateDictOptions,
         get_optimizer_state_dict,
@@ -242,12 +263,13 @@ def test_distributed_checkpoint_round_trip(flat, sigma):
 
     model = mlp()
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
-    opt = fm.NSO(torch.optim.AdamW(model.parameters()), sigma=sigma)
+    radius = method.at(fm.schedules.linear(0.01, 0.1, 5) if scheduled else 0.05)
+    opt = method.build(torch.optim.AdamW(model.parameters()), **radius)
     train(opt, model, 3)
     state, weights = get_optimizer_state_dict(model, opt, options=options), copy.deepcopy(model.state_dict())
-    assert "exp_avg" in str(state.keys() if flat else state["state"])
+    assert ("exp_avg" if method.wraps else "precision") in str(state.keys() if flat else state["state"])
     resumed = mlp()
-    opt2 = fm.NSO(torch.optim.AdamW(resumed.parameters()), sigma=sigma)
+    opt2 = method.build(torch.optim.AdamW(resumed.parameters()), **radius)
     resumed.load_state_dict(weights)
     set_optimizer_state_dict(resumed, opt2, copy.deepcopy(state), options=options)
     assert opt2.param_groups[0]["perturbation_step"] == 3

@@ -1,6 +1,5 @@
 """What a method computes, against the base optimizer, the pure driver, and the paper's pseudocode."""
 
-import copy
 import functools
 
 import pytest
@@ -25,6 +24,7 @@ def run_probes(opt, model, batch):
     opt.zero_grad()
 
 
+@pytest.mark.loop("lr = 0")
 @every_method
 @pytest.mark.parametrize("shell", ["closure", "probes"])
 def test_learning_rate_zero_leaves_the_weights_bitwise_alone(method, shell):
@@ -37,6 +37,7 @@ def test_learning_rate_zero_leaves_the_weights_bitwise_alone(method, shell):
         assert same(snapshot(model), before)
 
 
+@pytest.mark.loop("off")
 @methods_that_turn_off
 @pytest.mark.parametrize("shell", ["closure", "probes"])
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES.keys())
@@ -61,6 +62,7 @@ def test_radius_zero_is_the_base_optimizer_bitwise(method, shell, base):
     assert torch.equal(results[0][1], results[1][1])
 
 
+@pytest.mark.loop("closure")
 @every_method
 def test_in_place_equals_pure_driver(method):
     model, batch = mlp(), data()
@@ -79,6 +81,7 @@ def test_in_place_equals_pure_driver(method):
             torch.testing.assert_close(p.grad, expected[name], rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.loop("closure")
 @every_method
 def test_equals_the_pseudocode_of_its_paper(method):
     model, batch = mlp(), data()
@@ -129,6 +132,7 @@ def test_a_plan_is_what_the_flow_does_live(method):
             torch.testing.assert_close(planned.tensors[i], live.tensors[i], rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.loop("probes")
 @every_method
 def test_both_shells_take_the_same_steps_bitwise(method):
     batch = data(dtype=torch.float32)

@@ -30,6 +30,7 @@ def failing(closure, at):
     return run
 
 
+@pytest.mark.loop("exceptions")
 @every_method
 @pytest.mark.parametrize("last", [False, True])
 def test_an_exception_in_a_closure_restores_and_training_goes_on_as_if_nothing_had_happened(method, last):
@@ -47,6 +48,7 @@ def test_an_exception_in_a_closure_restores_and_training_goes_on_as_if_nothing_h
     assert same(snapshot(models[0]), snapshot(models[1]))
 
 
+@pytest.mark.loop("exceptions")
 @every_method
 def test_an_exception_inside_a_probe_restores(method):
     for fail_at in range(method.evaluations):
@@ -62,6 +64,7 @@ def test_an_exception_inside_a_probe_restores(method):
         assert same(snapshot(model), before)
 
 
+@pytest.mark.loop("exceptions")
 @every_method
 def test_an_exception_between_probes_and_a_break_restore(method):
     model = mlp()
@@ -125,6 +128,7 @@ def test_going_on_after_a_failed_probe_is_refused():
     assert same(snapshot(model), before)
 
 
+@pytest.mark.loop("NaN")
 @every_method
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -156,6 +160,7 @@ def test_nan_in_one_evaluation_is_refused_with_the_weights_and_the_state_as_they
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
+@pytest.mark.loop("NaN")
 @every_method
 def test_nan_after_a_loop_over_probes_is_refused_too_unless_told_otherwise(method):
     for check in (None, False):

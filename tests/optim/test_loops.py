@@ -30,6 +30,7 @@ def big_batch(method, model, batch):
     return opt
 
 
+@pytest.mark.loop("accumulation")
 @every_method
 def test_accumulating_inside_each_probe_equals_the_big_batch(method):
     model, other, batch = mlp(), mlp(), data()
@@ -43,6 +44,7 @@ def test_accumulating_inside_each_probe_equals_the_big_batch(method):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.loop("inside each micro-batch")
 @linear_methods
 def test_a_loop_over_probes_inside_each_micro_batch_equals_the_big_batch(method):
     model, other, batch = mlp(), mlp(), data()
@@ -71,6 +73,7 @@ def test_what_grad_holds_already_is_added_to(method):
         torch.testing.assert_close(a + 1, b, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.loop("GradScaler")
 @every_method
 @pytest.mark.parametrize("clip", [False, True])
 def test_grad_scaler_equals_full_precision(method, clip):
@@ -96,6 +99,7 @@ def test_grad_scaler_equals_full_precision(method, clip):
         torch.testing.assert_close(results[0][1].value, results[1][1].value, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.loop("GradScaler")
 @every_method
 def test_grad_scaler_skips_a_step_that_overflows_and_the_run_goes_on(method):
     model, batch = mlp(torch.float32), data(dtype=torch.float32)
@@ -118,6 +122,7 @@ def test_grad_scaler_skips_a_step_that_overflows_and_the_run_goes_on(method):
         assert torch.isfinite(torch.tensor(opt.trace_estimate.value))
 
 
+@pytest.mark.loop("autocast")
 @every_method
 def test_autocast(method):
     model, batch = mlp(torch.float32), data(dtype=torch.float32)
@@ -137,6 +142,7 @@ def test_autocast(method):
         torch.testing.assert_close(a, b, rtol=0.1, atol=0.01)
 
 
+@pytest.mark.loop("autocast")
 @every_method
 @pytest.mark.parametrize("shell", ["closure", "probes"])
 def test_autocast_around_the_whole_step(method, shell):
@@ -168,15 +174,24 @@ def test_autocast_around_the_whole_step(method, shell):
     assert same(results[0][1], results[1][1])
 
 
+@pytest.mark.loop("clipping")
 @every_method
 def test_clipping_sees_the_final_gradient(method):
     model, other = mlp(), mlp()
     big_batch(method, model, data())
     expected = torch.nn.utils.get_total_norm(gradients(model))
-    big_batch(method, other, data())
+    opt = big_batch(method, other, data())
     torch.testing.assert_close(torch.nn.utils.clip_grad_norm_(other.parameters(), 1e9), expected)
+    torch.nn.utils.clip_grad_value_(other.parameters(), 0.01)
+    before = snapshot(other)
+    opt.step()
+    for (name, p), g in zip(other.named_parameters(), gradients(model), strict=True):
+        if method.wraps:
+            torch.testing.assert_close(before[name] - p.detach(), 0.1 * g.clamp(-0.01, 0.01), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(p.grad, g.clamp(-0.01, 0.01), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.loop("groups")
 @rows(lambda m: m.radius is not None and m.off is not None)
 def test_groups_have_radii_of_their_own_and_zero_leaves_a_group_where_it_is(method):
     model = mlp()
@@ -199,6 +214,7 @@ def test_groups_have_radii_of_their_own_and_zero_leaves_a_group_where_it_is(meth
         assert second.value == opt.trace_estimate.value != 0
 
 
+@pytest.mark.loop("added")
 @every_method
 def test_a_group_added_later_takes_part(method):
     model = mlp()
@@ -221,6 +237,7 @@ def test_a_schedule_is_asked_for_each_step(method):
     assert sorted(set(asked)) == [0, 1, 2]
 
 
+@pytest.mark.loop("LBFGS")
 @wrapping_methods
 def test_lbfgs_as_base(method):
     """The base evaluates as often as it likes; within a step the noise stays the same, so its line search is sound."""
@@ -284,6 +301,7 @@ def test_any_way_of_clearing_gradients_in_the_closure(method, set_to_none):
     assert same(snapshot(models[0]), snapshot(models[1]))
 
 
+@pytest.mark.loop("checkpointing")
 @every_method
 def test_activation_checkpointing(method):
     from torch.utils.checkpoint import checkpoint
@@ -299,6 +317,7 @@ def test_activation_checkpointing(method):
     assert same(gradients(model), gradients(other))
 
 
+@pytest.mark.loop("compile")
 @every_method
 def test_a_compiled_model_is_compiled_once_and_sees_every_displacement(method):
     import torch._dynamo as dynamo

@@ -119,6 +119,7 @@ def step(opt, model, shell):
     return None
 
 
+@pytest.mark.loop("every kind")
 @every_method
 @pytest.mark.parametrize("kind", MODELS, ids=lambda m: m.__name__)
 @pytest.mark.parametrize("shell", ["closure", "probes"])
@@ -139,6 +140,7 @@ def test_every_kind_of_parameter(method, kind, shell):
         assert torch.isfinite(p).all()
 
 
+@pytest.mark.loop("sparse")
 @every_method
 def test_sparse_gradients_stay_sparse_and_right(method):
     dense, sparse = seeded(Sparse), seeded(Sparse)
@@ -152,6 +154,7 @@ def test_sparse_gradients_stay_sparse_and_right(method):
     torch.testing.assert_close(sparse.table.weight.grad.to_dense(), dense.table.weight.grad, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.loop("complex")
 @every_method
 def test_complex_parameters_train_as_their_real_and_imaginary_parts_do(method):
     """Noise, norms, filters and inner products are those of the pairs of real numbers."""
@@ -183,6 +186,7 @@ def test_complex_parameters_train_as_their_real_and_imaginary_parts_do(method):
         torch.testing.assert_close(ends[0][1].value, ends[1][1].value, rtol=1e-10, atol=0)
 
 
+@pytest.mark.loop("dropped layers")
 @every_method
 def test_a_layer_left_out_of_one_evaluation_is_restored(method):
     """Stochastic depth, mixtures of experts: a parameter may have a gradient at one point and none at another."""
@@ -212,6 +216,7 @@ def test_freezing_does_not_shift_the_noise_of_the_others(method):
     assert torch.equal(seen[0], seen[1])
 
 
+@pytest.mark.loop("moved")
 @every_method
 def test_parameters_moved_after_construction(method):
     model = seeded(Scalar)

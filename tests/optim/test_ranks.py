@@ -20,7 +20,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     outputs = launch("ranks.py", folder, timeout=600)
     passed = [json.loads((folder / f"passed-{rank}.json").read_text()) for rank in range(2)]
-    return folder, [cell for cell in passed[0] if cell in passed[1]], "\n".join(outputs)
+    return folder, [cell for cell in passed[0] if cell in passed[1]], "\n".join(output for _, output in outputs)
 
 
 CELLS = [(loop, method.name) for loop in ranks.LOOPS for method in METHODS if ranks.applies(loop, method)]

@@ -1,8 +1,8 @@
-"""The scale of the loss, micro-batches that climb by themselves, and halves of a batch."""
+"""The scale of the loss, micro-batches that climb by themselves, and batches spread over points."""
 
 import copy
 import functools
-from collections import namedtuple
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ def direction(opt, model, batch, step=0):
     return fm.gradient(flow, value, {n: p.detach() for n, p in model.named_parameters()}, step=step)
 
 
+@pytest.mark.loop("inside each micro-batch")
 @rows(lambda m: not m.linear)
 def test_a_loop_inside_each_micro_batch_is_m_sharpness(method):
     """Each micro-batch climbs its own gradient; told of its weight, at the size that the gradient alone has."""
@@ -78,66 +79,103 @@ def test_bayesian_sam_is_skipped_and_goes_on_as_if_nothing_had_happened():
     assert same(snapshot(models[0]), snapshot(models[1]))
 
 
-class TestHalves:
+class Pair(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+class TestSpread:
     @noise_methods
-    def test_one_point_on_each_half_costs_one_gradient_and_is_what_it_says(self, method):
-        if method.evaluations != 2:
-            return
+    def test_each_point_takes_its_part_at_the_price_of_one_gradient(self, method):
         model, batch = mlp(), data()
-        opt, parts = method.build(SGD(model.parameters(), lr=0.1)), list(fm.halves(batch))
-        offsets, found, start = [], [], copy.deepcopy(model)
-        for probe, part in zip(opt.probes(), fm.halves(batch), strict=True):
+        opt, found, start = method.build(SGD(model.parameters(), lr=0.1)), [], copy.deepcopy(model)
+        for probe, part in fm.spread(opt.probes(), batch):
             with probe:
-                offsets.append([p.detach() - s for p, s in zip(model.parameters(), start.parameters(), strict=True)])
+                there = copy.deepcopy(model)
+                found.append((probe.weight, part, torch.autograd.grad(loss(there, part), list(there.parameters()))))
                 loss(model, part).backward()
-        for part, offset in zip(parts, offsets, strict=True):
-            there = copy.deepcopy(start)
-            with torch.no_grad():
-                for p, u in zip(there.parameters(), offset, strict=True):
-                    p.add_(u)
-            found.append(torch.autograd.grad(loss(there, part), list(there.parameters())))
-        for p, a, b in zip(model.parameters(), *found, strict=True):
-            torch.testing.assert_close(p.grad, (a + b) / 2, rtol=1e-11, atol=1e-13)
+        assert len(found) == method.evaluations
+        assert torch.equal(torch.cat([part[0] for _, part, _ in found]), batch[0])
+        for i, p in enumerate(model.parameters()):
+            torch.testing.assert_close(p.grad, sum(w * g[i] for w, _, g in found), rtol=1e-11, atol=1e-13)
+        assert same(snapshot(start), snapshot(model))
 
     def test_the_linear_term_of_the_noise_cancels_where_the_halves_agree(self):
         """On a quadratic whose halves are the same, the direction is the gradient, whatever the noise."""
         w = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
         opt = fm.NSO(SGD([w], lr=0.1), sigma=0.5)
         h = torch.tensor([3.0, 5.0], dtype=torch.float64).repeat(4, 1)
-        for probe, part in zip(opt.probes(), fm.halves(h), strict=True):
+        for probe, part in fm.spread(opt.probes(), h):
             with probe:
                 (part * w.square() / 2).sum(1).mean().backward()
         torch.testing.assert_close(w.grad, torch.tensor([3.0, -10.0], dtype=torch.float64), rtol=1e-12, atol=0)
 
+    def test_a_step_without_noise_takes_the_whole_batch(self):
+        model, other, batch = mlp(), mlp(), data()
+        opt = fm.NSO(SGD(model.parameters(), lr=0.1), sigma=0.0)
+        for probe, part in fm.spread(opt.probes(), batch):
+            with probe:
+                loss(model, part).backward()
+        loss(other, batch).backward()
+        assert same([p.grad for p in model.parameters()], [p.grad for p in other.parameters()])
+
     def test_forms_of_batches(self):
         x, y = torch.arange(10).reshape(5, 2), torch.arange(5)
-        first, second = fm.halves({"x": x, "more": [y, (y, "name")], "n": 3})
+        opt = fm.NSO(SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1), sigma=0.1)
+
+        def parts(batch):
+            found = []
+            for probe, part in fm.spread(opt.probes(), batch):
+                with probe:
+                    opt.param_groups[0]["params"][0].sum().backward()
+                found.append(part)
+            return found
+
+        first, second = parts({"x": x, "more": [y, (y, "name")], "n": 3})
         assert torch.equal(torch.cat([first["x"], second["x"]]), x)
         assert len(first["x"]) == 3
         assert torch.equal(second["more"][1][0], y[3:])
         assert second["more"][1][1] == "name"
         assert first["n"] == second["n"] == 3
-        pair = namedtuple("Pair", "x y")(x, y)
-        assert [(type(half), len(half.y)) for half in fm.halves(pair)] == [(type(pair), 3), (type(pair), 2)]
+        assert [(type(half), len(half.y)) for half in parts(Pair(x, y))] == [(Pair, 3), (Pair, 2)]
 
     @pytest.mark.parametrize(
         ("batch", "found"),
-        [("text", "no tensor"), (torch.ones(1, 3), "1 examples"), ((torch.ones(4), torch.ones(3)), "3, 4 examples"),
-         (torch.tensor(1.0), "0 examples")],
+        [("text", "holds no tensor.*by hand"), (torch.ones(1, 3), "has 1 examples for 2 points.*larger batches"),
+         ((torch.ones(4), torch.ones(3)), "holds tensors of 3, 4 examples"), (torch.tensor(1.0), "0 examples for 2")],
     )  # fmt: skip
-    def test_what_has_no_halves(self, batch, found):
-        with pytest.raises(fm.DataError, match=rf"holds .*{found}.*by hand"):
-            next(fm.halves(batch))
+    def test_what_has_no_parts(self, batch, found):
+        model = mlp()
+        opt = fm.NSO(SGD(model.parameters(), lr=0.1), sigma=0.1)
+        with pytest.raises(fm.DataError, match=found):
+            next(fm.spread(opt.probes(), batch))
 
+    @rows(lambda m: not m.linear)
+    def test_methods_whose_points_need_the_same_examples(self, method):
+        model = mlp()
+        opt = method.build(SGD(model.parameters(), lr=0.1))
+        with pytest.raises(fm.ProbeError, match=r"need the same examples.*NSO or WPSGD"):
+            next(fm.spread(opt.probes(), data()))
 
-def test_bf16_pair_over_halves_is_still_a_reflection():
-    model = seeded(lambda: torch.nn.Linear(6, 3)).bfloat16()
-    before = snapshot(model)
-    opt, points = fm.NSO(SGD(model.parameters(), lr=0.0), sigma=0.05), []
-    for probe, part in zip(opt.probes(), fm.halves(data(dtype=torch.bfloat16)), strict=True):
-        with probe:
-            points.append(model.weight.detach().double())
-            loss(model, part).backward()
-    opt.step()
-    torch.testing.assert_close((2 * before["weight"].double() - points[0]).bfloat16().double(), points[1], rtol=0, atol=0)
-    assert same(snapshot(model), before)
+    def test_a_bf16_pair_is_still_a_reflection(self):
+        model = seeded(lambda: torch.nn.Linear(6, 3)).bfloat16()
+        before = snapshot(model)
+        opt, points = fm.NSO(SGD(model.parameters(), lr=0.0), sigma=0.05), []
+        for probe, part in fm.spread(opt.probes(), data(dtype=torch.bfloat16)):
+            with probe:
+                points.append(model.weight.detach().double())
+                loss(model, part).backward()
+        opt.step()
+        mirrored = (2 * before["weight"].double() - points[0]).bfloat16()
+        assert torch.equal(mirrored.double(), points[1])
+        assert same(snapshot(model), before)
+
+    def test_left_early_it_puts_the_weights_back(self):
+        model = mlp()
+        before = snapshot(model)
+        opt = fm.NSO(SGD(model.parameters(), lr=0.1), sigma=0.1)
+        for probe, part in fm.spread(opt.probes(), data()):
+            with probe:
+                loss(model, part).backward()
+            break
+        assert same(snapshot(model), before)

@@ -42,7 +42,7 @@ def smoothed(weights, gradient, *, rho, eta, steps, seed, eta_far=None, threshol
 def sharpness_aware(
     weights, gradient, *, rho, eta, steps, seed, of_example=None, eta_far=None, threshold=float("inf"), mu=0.0
 ):
-    """Algorithm 2. ``of_example(x, t)`` is the gradient of the example drawn at step t; the full gradient if not given."""
+    """Algorithm 2. ``of_example(x, t)`` is the gradient of the example of step t; the full one if not given."""
     x, m = [w.clone() for w in weights], [w * 0 for w in weights]
     far = 1.0 if eta_far is None else eta_far / eta
     of_example = of_example or (lambda x, t: gradient(x))

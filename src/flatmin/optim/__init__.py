@@ -2,7 +2,6 @@
 
 from flatmin.optim.attach import Attachment, attach
 from flatmin.optim.automatic import AutoSigma
-from flatmin.optim.halves import halves
 from flatmin.optim.methods import (
     ASAM,
     BSAM,
@@ -16,6 +15,7 @@ from flatmin.optim.methods import (
     SharpnessAware,
 )
 from flatmin.optim.shell import Perturbed
+from flatmin.optim.spread import spread
 
 __all__ = [
     "ASAM",
@@ -32,5 +32,5 @@ __all__ = [
     "RandomlySmoothed",
     "SharpnessAware",
     "attach",
-    "halves",
+    "spread",
 ]

@@ -309,8 +309,8 @@ class Perturbed(Wrapper):
             return
         self._has_evaluated = True
         warnings.warn(
-            f"{type(self).__name__}.step() came without a closure and without a loop over probes before it, so it was a "
-            "plain step of the base optimizer: nothing was perturbed. Write opt.step(closure), or `for probe in "
+            f"{type(self).__name__}.step() came without a closure and without a loop over probes before it, so it was "
+            "a plain step of the base optimizer: nothing was perturbed. Write opt.step(closure), or `for probe in "
             "opt.probes(): with probe: loss(...).backward()` before opt.step(); loops that cannot be edited take "
             "flatmin.attach.",
             stacklevel=4,

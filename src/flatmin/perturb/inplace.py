@@ -8,7 +8,7 @@ direction is in ``.grad``.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -128,8 +128,8 @@ class Evaluation:
                 "between. The weights are clean and the unfinished gradients were dropped; start a new loop."
             )
 
-    def _probe(self, displacement: Displacement, weight: float | None = None) -> Generator[Probe]:
-        probe = Probe(self, displacement, weight)
+    def _probe(self, displacement: Displacement, **known: Any) -> Generator[Probe]:
+        probe = Probe(self, displacement, **known)
         del displacement  # which may be the size of the model
         yield probe
         self._require_open()
@@ -150,7 +150,7 @@ class Evaluation:
             self._before = {i: a * (unit / weight) for i, a in self._before.items()}
             unit = weight
             self._next = steps[number + 1].displacement if number + 1 < len(steps) else None
-            yield from self._probe(displacement, weight)
+            yield from self._probe(displacement, number=number, total=len(steps), weight=weight)
         self._require_gradients(equal_weights=True)
         grads.rescale(self._parameters, unit)
 
@@ -175,6 +175,7 @@ class Evaluation:
         self._hides, self._observer, self._next = True, None, None
         request: Displacement | Request = next(flow)
         one_or_nan: Tensor | None = None
+        number = 0
         evaluated = grads.Evaluated({}, self._total)
         while True:
             if isinstance(request, (Weights, Realized)):
@@ -183,7 +184,8 @@ class Evaluation:
                 evaluated = grads.Evaluated({}, self._total)  # the last one is let go before the next backward pass
                 self._waits = self._local_ascents > 0 and self._averaging.can_be_put_off
                 self._local_ascents -= 1
-                handed = self._probe(request)
+                handed = self._probe(request, number=number)
+                number += 1
                 del request
                 yield from handed
                 self._require_live_gradients()

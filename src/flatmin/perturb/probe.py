@@ -21,12 +21,22 @@ class Probe:
     Attributes:
         displacement: Where the point lies, seen from the weights; a vector is let go once the weights are there.
         weight: Share of this point's gradient in the direction; None where the method is not linear in the gradients.
+        number: How many points of the step come before this one.
+        total: How many points the step has; None where the method is not linear in the gradients.
         full_batch: Whether the method wants the gradient over all data here, and not that of the mini-batch.
     """
 
-    def __init__(self, evaluation: Evaluation, displacement: Displacement, weight: float | None = None) -> None:
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        displacement: Displacement,
+        *,
+        number: int,
+        total: int | None = None,
+        weight: float | None = None,
+    ) -> None:
         self.displacement: Displacement | None = displacement
-        self.weight = weight
+        self.number, self.total, self.weight = number, total, weight
         self.full_batch = displacement == FULL_BATCH
         self._evaluation = evaluation
         self._state: Literal["new", "entered", "done", "failed"] = "new"

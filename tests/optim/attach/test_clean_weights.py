@@ -115,6 +115,7 @@ def test_a_copy_of_a_model_that_holds_parameters_itself(copied):
     del value
 
 
+@pytest.mark.loop("pickle, deepcopy", method="attach")
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_a_copy_carries_no_hook_of_the_original(how):
     model = mlp()
@@ -290,6 +291,7 @@ def test_nothing_is_kept_alive_and_weights_that_outlive_the_model_are_clean():
         gc.enable()
 
 
+@pytest.mark.loop("every kind", method="attach")
 def test_frozen_unused_tied_and_low_precision_parameters():
     class Net(nn.Module):
         def __init__(self):

@@ -35,6 +35,7 @@ class Fragile(torch.autograd.Function):
         raise Boom
 
 
+@pytest.mark.loop("lr = 0", method="attach")
 def test_displaced_from_forward_to_the_end_of_backward():
     model = mlp()
     optimizer, _ = attached(model)
@@ -62,6 +63,7 @@ def test_an_output_thrown_away_restores_and_is_no_micro_batch():
     assert COUNT not in optimizer.param_groups[0]
 
 
+@pytest.mark.loop("exceptions", method="attach")
 @pytest.mark.parametrize("where", ["forward", "hook", "loss", "backward"])
 def test_an_exception_restores_and_training_goes_on_as_if_nothing_had_happened(where):
     class Net(nn.Module):
@@ -109,6 +111,7 @@ def test_an_exception_restores_and_training_goes_on_as_if_nothing_had_happened(w
     assert same(*ends)
 
 
+@pytest.mark.loop("exceptions", method="attach")
 def test_a_failed_backward_restores_while_everything_is_still_held():
     model = mlp()
     attached(model)
@@ -467,6 +470,7 @@ def test_a_teacher_within_the_forward_pass_sees_clean_weights():
     assert same(weights(model), before)
 
 
+@pytest.mark.loop("checkpointing", method="attach")
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_activation_checkpointing_is_what_it_is_without(reentrant):
     from torch.utils.checkpoint import checkpoint

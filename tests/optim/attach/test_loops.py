@@ -15,6 +15,7 @@ from flatmin.optim.attach import attach
 from problems import data, loss, mlp, same, seeded, snapshot, with_state
 
 
+@pytest.mark.loop("GradScaler", "clipping", method="attach")
 @pytest.mark.parametrize("clip", [False, True])
 def test_grad_scaler_accumulation_and_clipping_equal_full_precision(clip):
     ends = []
@@ -38,6 +39,7 @@ def test_grad_scaler_accumulation_and_clipping_equal_full_precision(clip):
     torch.testing.assert_close(ends[0][1].value, ends[1][1].value, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.loop("GradScaler", method="attach")
 def test_an_overflow_that_the_scaler_skips():
     model, batch = mlp(torch.float32), data(dtype=torch.float32)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
@@ -55,6 +57,7 @@ def test_an_overflow_that_the_scaler_skips():
     assert torch.isfinite(torch.tensor(handle.trace_estimate.value))
 
 
+@pytest.mark.loop("autocast", method="attach")
 @pytest.mark.parametrize("outside", [False, True])
 def test_autocast(outside):
     """Autocast keeps its copies of the weights for as long as it lasts; they must not hide the displacement."""
@@ -145,6 +148,7 @@ COMPILED = {
 }
 
 
+@pytest.mark.loop("compile", method="attach")
 @pytest.mark.parametrize("how", COMPILED)
 def test_a_compiled_model_is_compiled_once_without_breaks_and_sees_every_displacement(how):
     import torch._dynamo as dynamo
@@ -244,6 +248,7 @@ def test_parameters_exchanged_in_the_groups_are_displaced():
     assert same(weights(model), before)
 
 
+@pytest.mark.loop("NaN", method="attach")
 def test_nan_goes_its_way_and_the_weights_come_back():
     model = mlp()
     attached(model)
@@ -295,6 +300,7 @@ def test_no_warning_where_nothing_should_be_smoothed():
             step_without_forward(model, optimizer)
 
 
+@pytest.mark.loop("DCP", method="attach")
 def test_distributed_checkpoint_round_trip():
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 

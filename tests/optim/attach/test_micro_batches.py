@@ -31,6 +31,7 @@ def train(model, optimizer, batches, *, per_step, steps):
         optimizer.zero_grad()
 
 
+@pytest.mark.loop("accumulation", method="attach")
 @pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
 def test_two_micro_batches_are_the_two_points_of_a_pair(noise):
     """[g_B1(w + u) + g_B2(w - u)] / 2, in float64 to 1e-12, for three steps of fresh noise."""
@@ -66,6 +67,7 @@ def test_pairs_go_on_over_steps_whatever_the_number_of_micro_batches(per_step):
     assert all(group[COUNT] == number and group[STEP] == 3 for group in optimizer.param_groups)
 
 
+@pytest.mark.loop("accumulation", method="attach")
 def test_the_same_batch_twice_is_nso():
     """Bit for bit: the addresses of the noise are those of NSO, and halving is exact."""
     one, other, batch = mlp(torch.float32), mlp(torch.float32), data(dtype=torch.float32)
@@ -100,6 +102,7 @@ def test_the_two_points_are_symmetric_to_the_last_rounding(dtype):
     assert torch.equal(model.weight.detach(), w)
 
 
+@pytest.mark.loop("off", method="attach")
 def test_no_noise_is_plain_training_bitwise():
     """In a schedule that starts at nothing too, whose first step is not a micro-batch."""
     ends = []
@@ -131,6 +134,7 @@ def test_a_schedule_counts_optimizer_steps():
     assert set(seen) == {0, 1, 2}
 
 
+@pytest.mark.loop("groups", method="attach")
 def test_each_group_has_its_own_sigma_and_patterns_their_own():
     model = mlp()
     groups = [{"params": model[0].parameters(), "sigma": 0.0}, {"params": model[2].parameters()}]
@@ -158,6 +162,7 @@ def test_noise_may_be_relative_to_the_norm_of_a_parameter():
     del output
 
 
+@pytest.mark.loop("torch.save", method="attach")
 @pytest.mark.parametrize("per_step", [1, 2, 3])
 @pytest.mark.parametrize("base", ["SGD", "AdamW"])
 def test_resumed_equals_uninterrupted_bitwise(per_step, base):
@@ -207,6 +212,7 @@ def test_a_radius_that_is_code_stays_out_of_the_checkpoint_and_in_the_optimizer(
     assert mlp_model is handle.model
 
 
+@pytest.mark.loop("added", method="attach")
 def test_a_plain_checkpoint_and_a_late_group_are_completed():
     model = mlp()
     optimizer, _ = attached(model, torch.optim.SGD(model[0].parameters(), lr=0.1))
