@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
+import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from flatmin.errors import ClosureError
+from flatmin.errors import ClosureError, ProbeError
 
 
 class Accumulated(NamedTuple):
@@ -82,6 +83,34 @@ def _require_no_accelerate() -> None:
             f"step(closure) under accelerator.accumulate with {state.num_steps} micro-batches: Accelerate calls it for "
             "the last of them alone, and the others would be lost. Use `for probe in opt.probes():` inside each "
             "micro-batch, or flatmin.attach(model, optimizer, ...)."
+        )
+
+
+def warn_of_plain_step(name: str, groups: Iterable[Mapping[str, Any]]) -> bool:
+    """Warn of a loop that never evaluates a method, but for steps of length zero, which only set up; tell whether.
+
+    Args:
+        name: The method.
+        groups: The parameter groups that are about to be stepped.
+    """
+    if all(not isinstance(group["lr"], Tensor) and group["lr"] == 0 for group in groups if "lr" in group):
+        return False
+    warnings.warn(
+        f"{name}.step() came without a closure and without a loop over probes before it, so it was a plain step of the "
+        "base optimizer: nothing was perturbed. Write opt.step(closure), or `for probe in opt.probes(): with probe: "
+        "loss(...).backward()` before opt.step(); loops that cannot be edited take flatmin.attach.",
+        stacklevel=5,
+    )
+    return True
+
+
+def require_no_scaler(name: str) -> None:
+    """Raise if a ``GradScaler`` is stepping a method that has not been told of it."""
+    if is_called_by_scaler():
+        raise ProbeError(
+            f"A GradScaler steps this optimizer, but the loop over probes was not told of it, and {name} looks at the "
+            "size of gradients: it has seen them scaled. Write `for probe in opt.probes(scaler=scaler):`. The weights "
+            "are as they were."
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -12,10 +12,9 @@ from torch.nn.parameter import UninitializedParameter
 
 from flatmin.distributed import is_sharded, local
 from flatmin.errors import ArgumentError, ArgumentTypeError, ClosureError, NonFiniteError
+from flatmin.optim.groups import Groups
 from flatmin.perturb.gradients import current
 from flatmin.vectors import accumulation_dtype
-
-_CAUSES = "Likely causes: too large a learning rate or radius ({radii}), or bad data. The weights are as they were"
 
 
 def require_trainable(parameters: Mapping[int, Tensor], num_given: int) -> None:
@@ -99,27 +98,48 @@ def require_loss(loss: Any, parameters: Mapping[int, Tensor]) -> None:
         )
 
 
-def require_finite_loss(loss: Any, *, step: int, radii: Callable[[], str]) -> None:
-    """Raise if a loss (a scalar tensor or a number) is NaN or infinite."""
-    if not bool(torch.isfinite(torch.as_tensor(loss)).all()):
-        raise NonFiniteError(
-            f"The loss at step {step} is {torch.as_tensor(loss).detach().item()}. {_CAUSES.format(radii=radii())}; "
-            "lower one of them, or pass check_finite=False to go on regardless."
-        )
+class FiniteCheck:
+    """Refuses losses and gradients that are NaN or infinite.
+
+    Args:
+        wanted: Whether to look; None: on a CPU only, since on an accelerator the answer has to be waited for.
+    """
+
+    def __init__(self, wanted: bool | None) -> None:
+        self._wanted = wanted
+
+    def loss(self, loss: Any, groups: Groups) -> None:
+        """Raise if ``loss`` (a scalar tensor or a number) is not finite."""
+        if self._looks(groups) and not bool(torch.isfinite(torch.as_tensor(loss)).all()):
+            raise NonFiniteError(
+                f"The loss at step {groups.step} is {torch.as_tensor(loss).detach().item()}. {_causes(groups)}; "
+                "lower one of them, or pass check_finite=False to go on regardless."
+            )
+
+    def gradients(self, groups: Groups) -> None:
+        """Raise if a gradient holds NaN or infinity."""
+        if not self._looks(groups):
+            return
+        present = {i: local(g) for i, g in current(groups.parameters()).items()}
+        values = {i: g.coalesce().values() if g.is_sparse else g for i, g in present.items()}
+        # Sums are one cheap pass that shows NaN and infinity. One can overflow by itself: only a "no" is looked into.
+        sums = [value.sum(dtype=accumulation_dtype(value.device)) for value in values.values()]
+        if not sums or bool(torch.isfinite(torch.stack([s.to(sums[0].device) for s in sums])).all()):
+            return
+        bad = [i for i, value in values.items() if not bool(torch.isfinite(value).all())]
+        if bad:
+            raise NonFiniteError(
+                f"The gradient at step {groups.step} is NaN or infinite in {len(bad)} of {len(values)} parameters (the "
+                f"first is number {bad[0]}, of shape {tuple(values[bad[0]].shape)}). {_causes(groups)}; zero the "
+                "gradients before you go on, or pass check_finite=False to step regardless."
+            )
+
+    def _looks(self, groups: Groups) -> bool:
+        if self._wanted is not None:
+            return self._wanted
+        return all(parameter.device.type == "cpu" for parameter in groups.parameters().values())
 
 
-def require_finite_gradients(parameters: Mapping[int, Tensor], *, step: int, radii: Callable[[], str]) -> None:
-    """Raise if a gradient holds NaN or infinity."""
-    present = {i: local(g) for i, g in current(parameters).items()}
-    values = {i: g.coalesce().values() if g.is_sparse else g for i, g in present.items()}
-    # Sums are one cheap pass that shows NaN and infinity. One can overflow by itself, so only a "no" is looked into.
-    sums = [value.sum(dtype=accumulation_dtype(value.device)) for value in values.values()]
-    if not sums or bool(torch.isfinite(torch.stack([s.to(sums[0].device) for s in sums])).all()):
-        return
-    bad = [i for i, value in values.items() if not bool(torch.isfinite(value).all())]
-    if bad:
-        raise NonFiniteError(
-            f"The gradient at step {step} is NaN or infinite in {len(bad)} of {len(values)} parameters (the first is "
-            f"number {bad[0]}, of shape {tuple(values[bad[0]].shape)}). {_CAUSES.format(radii=radii())}; zero the "
-            "gradients before you go on, or pass check_finite=False to step regardless."
-        )
+def _causes(groups: Groups) -> str:
+    radii = ", ".join(f"{name} = {radius}" for name, radius in groups.radii().items())
+    return f"Likely causes: too large a learning rate or radius ({radii}), or bad data. The weights are as they were"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypedDict
 
@@ -17,7 +16,7 @@ from flatmin.curvature.results import TraceEstimate
 from flatmin.distributed import ShardedTotal, reshard, sharded_modules
 from flatmin.errors import ClosureError, ProbeError
 from flatmin.optim import guards
-from flatmin.optim.callers import Accumulated, is_called_by_scaler, require_cleared
+from flatmin.optim.callers import Accumulated, require_cleared, require_no_scaler, warn_of_plain_step
 from flatmin.optim.groups import Groups
 from flatmin.optim.live_trace import LiveTrace, Observation
 from flatmin.optim.patterns import Owner, Radius, is_by_name, owners
@@ -65,7 +64,7 @@ class Perturbed(Wrapper):
     """
 
     _fields = (
-        "_flow", "_groups", "_settings", "_buffers", "_common_randomness", "_check_finite", "_trace", "_ranks",
+        "_flow", "_groups", "_settings", "_buffers", "_common_randomness", "_finite", "_trace", "_ranks",
         "_local_ascents",
     )  # fmt: skip
     _kept = (*Wrapper._kept, *_fields)
@@ -94,7 +93,7 @@ class Perturbed(Wrapper):
         self._settings = dict(settings or {})
         self._buffers = choice("buffers", buffers, BUFFER_POLICIES)
         self._common_randomness = common_randomness
-        self._check_finite = check_finite
+        self._finite = guards.FiniteCheck(check_finite)
         window = whole("trace_window", trace_window, minimum=0, hint="It is a number of steps; 0 turns the trace off.")
         self._trace = LiveTrace(window)
         self._hosts = Hosts(model)
@@ -169,9 +168,8 @@ class Perturbed(Wrapper):
                 raise ClosureError(f"{name} evaluates the loss as often as it likes, so it needs opt.step(closure).")
             self._require_finished_loop()
             self._groups.require_complete()
-            self._require_told_of_scaler()
-            self._warn_of_plain_step()
-            self._require_finite_gradients()
+            self._require_probed()
+            self._finite.gradients(self._groups)
             loss = self.base.step()
         self._trace.commit()
         self._groups.advance()
@@ -276,14 +274,13 @@ class Perturbed(Wrapper):
                         loss = closure()
                     earlier = None
                     guards.require_loss(loss, self._groups.parameters())
-                    if self._checks_finite():
-                        guards.require_finite_loss(loss, **self._situation())
+                    self._finite.loss(loss, self._groups)
                 losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
                 weights.append(probe.weight)
         except BaseException:
             self._abandon()
             raise
-        self._require_finite_gradients()
+        self._finite.gradients(self._groups)
         if weights[0] is None:
             return losses[0]
         return sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
@@ -301,29 +298,12 @@ class Perturbed(Wrapper):
                 "to its end."
             )
 
-    def _warn_of_plain_step(self) -> None:
-        """Warn, once, of a loop that never evaluates the method, but for steps of length zero, which only set up."""
-        is_idle = all(not isinstance(g["lr"], Tensor) and g["lr"] == 0 for g in self.param_groups if "lr" in g)
-        has_gradients = Accumulated.of(self._groups.parameters()) is not None
-        if self._has_evaluated or is_idle or not has_gradients or self._flow is flows.sgd:
-            return
-        self._has_evaluated = True
-        warnings.warn(
-            f"{type(self).__name__}.step() came without a closure and without a loop over probes before it, so it was "
-            "a plain step of the base optimizer: nothing was perturbed. Write opt.step(closure), or `for probe in "
-            "opt.probes(): with probe: loss(...).backward()` before opt.step(); loops that cannot be edited take "
-            "flatmin.attach.",
-            stacklevel=4,
-        )
-
-    def _require_told_of_scaler(self) -> None:
-        if self._sees_loss_scale and not self._was_told_of_scaler and is_called_by_scaler():
-            name = type(self).__name__
-            raise ProbeError(
-                f"A GradScaler steps this optimizer, but the loop over probes was not told of it, and {name} looks at "
-                "the size of gradients: it has seen them scaled. Write `for probe in opt.probes(scaler=scaler):`. The "
-                "weights are as they were."
-            )
+    def _require_probed(self) -> None:
+        """Look at how a step without a closure was come to."""
+        if self._sees_loss_scale and not self._was_told_of_scaler:
+            require_no_scaler(type(self).__name__)
+        if not self._has_evaluated and self._flow is not flows.sgd and Accumulated.of(self._groups.parameters()):
+            self._has_evaluated = warn_of_plain_step(type(self).__name__, self.param_groups)
 
     def _abandon(self) -> bool:
         """End an evaluation that is still open; tell whether there was one."""
@@ -331,21 +311,6 @@ class Perturbed(Wrapper):
         if unfinished is not None:
             unfinished.abandon()
         return unfinished is not None
-
-    def _require_finite_gradients(self) -> None:
-        if self._checks_finite():
-            guards.require_finite_gradients(self._groups.parameters(), **self._situation())
-
-    def _checks_finite(self) -> bool:
-        if self._check_finite is not None:
-            return self._check_finite
-        return all(parameter.device.type == "cpu" for parameter in self._groups.parameters().values())
-
-    def _situation(self) -> dict[str, Any]:
-        def radii() -> str:
-            return ", ".join(f"{name} = {radius}" for name, radius in self._groups.radii().items())
-
-        return {"step": self._groups.step, "radii": radii}
 
     @property
     def trace_estimate(self) -> TraceEstimate | None:
