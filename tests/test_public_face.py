@@ -11,7 +11,7 @@ NAMES = """
     LabelNoise TargetNoise DistancePenalty DistanceProjection
     Hessian trace top_eigenvalues perturbation_gap TraceEstimate EigenPairs GapEstimate
     Binomial Gaussian Laplace Rademacher Uniform
-    flows gradient landscape schedules spread
+    compat flows gradient landscape schedules spread
     ArgumentError ArgumentTypeError ClosureError DataError FlatminError NonFiniteError ProbeError
 """
 

@@ -5,7 +5,7 @@
 >>> opt = fm.NSO(torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9), sigma=0.01, seed=0)
 """
 
-from flatmin import flows, landscape
+from flatmin import compat, flows, landscape
 from flatmin.curvature import EigenPairs, Hessian, TraceEstimate, top_eigenvalues, trace
 from flatmin.errors import (
     ArgumentError,
@@ -74,6 +74,7 @@ __all__ = [
     "TraceEstimate",
     "Uniform",
     "attach",
+    "compat",
     "find_rho",
     "find_sigma",
     "flows",

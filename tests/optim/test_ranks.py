@@ -11,7 +11,7 @@ from launch import launch
 from methods_table import METHODS, every_method
 from problems import data
 
-pytestmark = pytest.mark.xdist_group("ranks")
+pytestmark = pytest.mark.xdist_group(name="ranks")
 
 
 @pytest.fixture(scope="session")

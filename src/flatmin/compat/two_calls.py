@@ -237,8 +237,7 @@ class SAM(Perturbed):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class, of :class:`flatmin.SAM`, of the base, or of the old class.
 
-        The old class did not save the state of its base (momentum, the moments of Adam), so that it starts from zero;
-        a warning says so.
+        The old class did not save the state of its base (momentum, moments), which starts from zero; a warning says so.
         """
         super().load_state_dict(without_scratch(state_dict))
 
