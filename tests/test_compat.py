@@ -154,6 +154,20 @@ def test_equals_the_new_class(base):
     assert b.param_groups[0]["perturbation_step"] == 4
 
 
+def test_adaptive_equals_the_new_class_that_adapts_everywhere():
+    old, new = mlp(), mlp()
+    a = build(old, adaptive=True)
+    b = fm.ASAM(torch.optim.SGD(new.parameters(), **BASES["SGD"][1]), rho=0.1, eta=0.0, adaptive={"*": True})
+    for _ in range(3):
+        two_calls(a, old)
+        b.step(closure_of(b, new, data()))
+    assert close(old, new, 1e-14)
+    a.load_state_dict(copy.deepcopy(b.state_dict()))  # whose groups do not say that they are adaptive
+    two_calls(a, old)
+    b.step(closure_of(b, new, data()))
+    assert close(old, new, 1e-14)
+
+
 def test_probes_work_here_too():
     old, new = with_state(), with_state()
     a, b = build(old, adaptive=True), build(new, adaptive=True)

@@ -13,13 +13,14 @@ from flatmin.distributed import local
 from flatmin.perturb import Evaluation, Flow
 from flatmin.perturb import gradients as grads
 from flatmin.streams import Stream
-from flatmin.vectors import Scale, is_zero
+from flatmin.vectors import PerParameter, Scale, is_zero
 
 
-def two_call(stream: Stream, *, rho: Scale, adaptive: Scale, eta: Scale) -> Flow:
-    """Return the flow of SAM, or that of ASAM where any parameter is adaptive (eta is 0 there and 1 elsewhere)."""
+def two_call(stream: Stream, *, rho: Scale, adaptive: PerParameter[float]) -> Flow:
+    """Return the flow of SAM, or that of ASAM where any parameter is adaptive, with η = 0 there and T = 1 elsewhere."""
     if is_zero(adaptive):
         return flows.sam(stream, rho=rho)
+    eta = PerParameter(tuple(1.0 - flag for flag in adaptive.values))
     return flows.asam(stream, rho=rho, eta=eta, adaptive=adaptive)
 
 

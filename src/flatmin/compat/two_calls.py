@@ -39,8 +39,7 @@ class SAM(Perturbed):
       :meth:`probes`, a call out of order (which raises), or an exception in the closure of ``step(closure)``;
     - when the optimizer is let go of, unless somebody else has changed the weights by then.
 
-    An exception of the script's own between the two calls is not seen here: where it is caught, call
-    :meth:`undo_first_step`.
+    An exception of the script's own between the calls is not seen: where it is caught, call :meth:`undo_first_step`.
 
     Buffers such as batch-norm statistics move in the script's first forward pass alone, so that
     :func:`disable_running_stats` is no longer needed.
@@ -78,10 +77,9 @@ class SAM(Perturbed):
         **kwargs: Any,
     ) -> None:
         if isinstance(base_optimizer, Optimizer):
-            name = type(base_optimizer).__name__
             raise ArgumentTypeError(
-                f"base_optimizer is an optimizer already, but its class is needed, with its arguments as keywords: "
-                f"SAM(params, torch.optim.{name}, rho=0.05, lr=...). flatmin.SAM goes around an optimizer that exists."
+                "base_optimizer is an optimizer already, but its class is needed, with its arguments as keywords: "
+                "SAM(params, torch.optim.SGD, rho=0.05, lr=...). flatmin.SAM goes around an optimizer that exists."
             )
         base = base_optimizer(params, **kwargs)
         base.defaults["adaptive"] = adaptive  # from where torch fills groups that are added
@@ -98,7 +96,7 @@ class SAM(Perturbed):
     def first_step(self, zero_grad: bool = False) -> None:
         """Climb to w + e along the gradients that a backward pass has left.
 
-        Several backward passes before it are several micro-batches, if as many come before :meth:`second_step`.
+        Several backward passes before it are micro-batches, if as many come before :meth:`second_step`.
 
         Args:
             zero_grad: Clear the gradients. If nothing does, those of the second backward pass are added to them.
@@ -226,8 +224,7 @@ class SAM(Perturbed):
     def _arguments(self, sign: int = 1) -> dict[str, Any]:
         default = self.defaults.get("adaptive", False)
         flags = [bool(group.get("adaptive", default)) for group in self.param_groups for _ in group["params"]]
-        adaptive = PerParameter(tuple(map(float, flags)))
-        return {**super()._arguments(sign), "adaptive": adaptive, "eta": PerParameter(tuple(1.0 - f for f in flags))}
+        return {**super()._arguments(sign), "adaptive": PerParameter(tuple(map(float, flags)))}
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of the state, the base's moments among it; an open first step is given up."""
@@ -237,7 +234,7 @@ class SAM(Perturbed):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class, of :class:`flatmin.SAM`, of the base, or of the old class.
 
-        The old class did not save the state of its base (momentum, moments), which starts from zero; a warning says so.
+        The last did not save the state of its base (momentum, moments), which starts from zero; a warning says so.
         """
         super().load_state_dict(without_scratch(state_dict))
 
