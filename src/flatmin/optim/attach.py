@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,10 +19,9 @@ from flatmin.optim.attachment import Attachment, MicroBatches, Smoother, TraceWi
 from flatmin.optim.attachment.reach import require_hookable
 from flatmin.optim.patterns import Radius
 from flatmin.optim.ranks import RankPolicy
-from flatmin.optim.wrapper import Wrapper, needs_closure
+from flatmin.optim.wrapper import ATTACHED, Wrapper, needs_closure
 from flatmin.perturb import Hosts
 
-_ATTACHED = weakref.WeakSet[Smoother]()
 _EXAMPLE = "fm.attach(model, torch.optim.SGD(model.parameters(), lr=0.02), sigma=0.01)"
 
 
@@ -102,18 +102,33 @@ def attach(
     window = whole("trace_window", trace_window, minimum=0, hint="It is a number of steps; 0 turns the trace off.")
     _require_fit(model, optimizer)
     hosts = Hosts()
-    micro_batches = MicroBatches(
-        optimizer, sigma=sigma, noise_scale=noise_scale, law=law, seed=seed, ranks=ranks, hosts=hosts
-    )
-    parameters = micro_batches.groups.parameters()
-    guards.require_trainable(parameters, sum(len(group["params"]) for group in optimizer.param_groups))
-    guards.require_usable(parameters)
-    require_hookable(model, hosts.topmost(parameters.values()))
-    witness = TraceWitness(window, micro_batches, scaler, hosts)
-    micro_batches.bind_schedules(witness)
-    smoother = Smoother(model, optimizer, micro_batches, witness, hosts)
-    _ATTACHED.add(smoother)
+    with _left_as_found(optimizer):
+        micro_batches = MicroBatches(
+            optimizer, sigma=sigma, noise_scale=noise_scale, law=law, seed=seed, ranks=ranks, hosts=hosts
+        )
+        parameters = micro_batches.groups.parameters()
+        guards.require_trainable(parameters, sum(len(group["params"]) for group in optimizer.param_groups))
+        guards.require_usable(parameters)
+        require_hookable(model, hosts.topmost(parameters.values()))
+        witness = TraceWitness(window, micro_batches, scaler, hosts)
+        micro_batches.bind_schedules(witness)
+        smoother = Smoother(model, optimizer, micro_batches, witness, hosts)
+    ATTACHED.add(smoother)
     return Attachment(smoother, micro_batches, witness)
+
+
+@contextmanager
+def _left_as_found(optimizer: Optimizer) -> Iterator[None]:
+    """Take out of the parameter groups what an attachment that fails has put there: the next one would take it up."""
+    found = [dict(group) for group in optimizer.param_groups]
+    try:
+        yield
+    except BaseException:
+        for group, before in zip(optimizer.param_groups, found, strict=True):
+            for name in group.keys() - before.keys():
+                del group[name]
+            group.update(before)
+        raise
 
 
 def _require_model(model: Any) -> None:
@@ -167,7 +182,7 @@ def _require_fit(model: nn.Module, optimizer: Optimizer) -> None:
             "model was copied, sharded or given new parameters after it was made. Make the optimizer from "
             "model.parameters(), right before attaching."
         )
-    for other in _ATTACHED:
+    for other in ATTACHED:
         theirs = {id(parameter) for group in other.optimizer.param_groups for parameter in group["params"]}
         if other.model is not None and not held.isdisjoint(theirs):
             raise ArgumentError(

@@ -6,11 +6,15 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from typing import Any
 
 from torch.optim import Optimizer
 
 from flatmin.errors import ArgumentError, ArgumentTypeError
+
+ATTACHED = weakref.WeakSet[Any]()
+"""The attachments (:func:`flatmin.attach`) that displace weights; each has the ``optimizer`` whose weights they are."""
 
 
 class Wrapper(Optimizer):
@@ -118,6 +122,11 @@ def require_base(base: Any, name: str) -> Optimizer:
         raise ArgumentError(
             f"base is a {type(base).__name__}, which displaces the weights itself. Two methods cannot displace the "
             f"same weights; put {name} around the plain optimizer: {name}(opt.base, ...)."
+        )
+    if any(attachment.optimizer is base and attachment.model is not None for attachment in ATTACHED):
+        raise ArgumentError(
+            f"base is a {type(base).__name__} whose weights an attachment displaces already (flatmin.attach). Call "
+            f"remove() on its handle before {name} goes around it."
         )
     return base
 

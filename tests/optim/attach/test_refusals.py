@@ -166,3 +166,30 @@ def test_antithetic_ranks_need_partners():
     with pytest.raises(ArgumentError, match=r"'antithetic', which pairs ranks.*there are 1.*even number"):
         model(data()[0])
     assert same(weights(model), before)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"ranks": "antithetik"}, {"noise_scale": "filters"}, {"sigma": {"zzz": 1.0}}, {"seed": -1}]
+)
+def test_an_attachment_that_fails_leaves_the_optimizer_as_it_was(bad):
+    """What it left in the groups would be taken for the user's own by the next one."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = [dict(group) for group in optimizer.param_groups]
+    with pytest.raises(ArgumentError):
+        fm.attach(model, optimizer, **{"sigma": 0.1, **bad})
+    assert [group.keys() for group in optimizer.param_groups] == [group.keys() for group in before]
+    handle = fm.attach(model, optimizer, sigma=0.5, seed=7)
+    assert "sigma=0.5" in repr(handle)
+    assert optimizer.param_groups[0]["perturbation_seed"] == 7
+
+
+@pytest.mark.parametrize("cls", [fm.NSO, fm.WPSGD])
+def test_a_method_around_an_attached_optimizer(cls):
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = fm.attach(model, optimizer, sigma=0.5)
+    with pytest.raises(ArgumentError, match=r"attachment displaces already.*remove\(\)"):
+        cls(optimizer, sigma=0.1)
+    handle.remove()
+    assert cls(optimizer, sigma=0.1).param_groups[0]["sigma"] == 0.1

@@ -173,4 +173,10 @@ def _contents(value: Any) -> Collection[Any]:
         return value
     if isinstance(value, (type, nn.Module)) or callable(value):
         return ()
-    return getattr(value, "__dict__", {}).values()
+    slots = (getattr(value, name, None) for kind in type(value).__mro__ for name in _slots(kind))
+    return [*getattr(value, "__dict__", {}).values(), *slots]
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = kind.__dict__.get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
