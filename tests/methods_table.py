@@ -296,6 +296,7 @@ METHODS = [
             *_SHELL,
             ({"lr": -0.1}, ArgumentError, r"lr is -0\.1, but it must be finite and at least 0"),
             ({"betas": (0.9, 1.0)}, ArgumentError, r"betas\[1\] is 1\.0, but it must lie in \[0, 1\)"),
+            ({"betas": 0.9}, ArgumentTypeError, r"betas is 0\.9, but two numbers are needed"),
             ({"num_examples": 0}, ArgumentError, "num_examples is 0, but it must be at least 1"),
             ({"damping": -1}, ArgumentError, "damping is -1"),
             ({"initial_precision": 0}, ArgumentError, "initial_precision is 0, but it must be above 0"),

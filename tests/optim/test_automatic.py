@@ -338,3 +338,10 @@ def test_a_state_that_does_not_fit():
 
 def test_shards_on_two_ranks_have_the_distance_of_the_whole(tmp_path):
     require_success("automatic_ranks.py", tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"noise_scale": "filter"}, {"ranks": "independent"}, {"trace_window": 0}])
+def test_where_there_is_no_live_trace_it_is_refused(options):
+    model = Diagonal()
+    with pytest.raises(ArgumentError, match=r"follows the live Hessian trace.*stay where it starts"):
+        NSO(torch.optim.SGD(model.parameters(), lr=0.1), sigma=AutoSigma(N, loss_bound=C, initial=0.1), **options)

@@ -67,20 +67,27 @@ def test_mappings_stay_out_of_checkpoints_and_in_the_optimizer():
     assert opt._groups.radii()["sigma"][1] == 0.0
 
 
-@pytest.mark.parametrize("wrap", ["ddp", "compile", "parent"])
+@pytest.mark.parametrize("wrap", ["ddp", "compile", "none"])
 def test_names_are_those_of_the_model_whatever_wraps_it(wrap):
     model = net()
-    outer = {"ddp": Named, "compile": lambda m: torch.compile(m, backend="eager"), "parent": lambda m: m}[wrap](model)
+    wrappers = {"ddp": nn.DataParallel, "compile": lambda m: torch.compile(m, backend="eager"), "none": lambda m: m}
+    outer = wrappers[wrap](model)
     opt = fm.NSO(SGD(outer.parameters(), lr=0.1), sigma={"0.weight": 0.5, "*": 0.0})
     assert opt._groups.radii()["sigma"].values == (0.5, *[0.0] * 7)
 
 
-class Named(nn.Module):
-    """Names its model as DistributedDataParallel does."""
+def test_a_part_called_module_keeps_its_name():
+    model = nn.ModuleDict({"module": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    opt = fm.NSO(SGD(model.parameters(), lr=0.1), sigma={"module.bias": 0.5, "*": 0.0})
+    assert opt._groups.radii()["sigma"].values == (0.0, 0.5, 0.0, 0.0)
 
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
+
+def test_names_within_the_model_fit_though_another_module_holds_it():
+    model = net()
+    pair = nn.ModuleDict({"student": model, "teacher": net()})
+    opt = fm.NSO(SGD(model.parameters(), lr=0.1), sigma={"0.bias": 0.5, "student.1.*": 0.25, "*": 0.0})
+    assert opt._groups.radii()["sigma"].values == (0.0, 0.5, 0.25, 0.25, *[0.0] * 4)
+    del pair
 
 
 def test_a_model_given_by_name_is_asked_for_names():
@@ -146,6 +153,11 @@ class TestNoiseScale:
         opt2 = fm.NSO(SGD(split, lr=0.1), sigma=0.1)
         opt2.load_state_dict(opt.state_dict())
         assert [g["noise_scale"] for g in opt2.param_groups] == ["parameter", "absolute"]
+        old = opt2.state_dict()
+        for group in old["param_groups"]:
+            del group["noise_scale"]
+        opt.load_state_dict(old)  # from before units were kept: a group's own stays
+        assert [g["noise_scale"] for g in opt.param_groups] == ["parameter", "absolute"]
         with pytest.raises(fm.ArgumentError, match="noise_scale of a parameter group is 'norm'"):
             fm.NSO(SGD([{"params": other.parameters(), "noise_scale": "norm"}], lr=0.1), sigma=0.1)
 

@@ -152,3 +152,43 @@ def test_offloaded_gradients_are_refused():
     base = foreign("CPUOffloadOptimizer", SGD, "torchao.optim.cpu_offload")(mlp().parameters(), lr=0.1)
     with pytest.raises(ArgumentTypeError, match=r"copies each gradient away.*flatmin\.attach"):
         fm.NSO(base, sigma=0.1)
+
+
+@every_method
+def test_gradients_cleared_in_place_or_kept_over_a_load_are_no_accumulation(method):
+    model = mlp()
+    opt = method.build(SGD(model.parameters(), lr=0.1))
+    for _ in range(3):
+        opt.zero_grad(set_to_none=False)
+        opt.step(without_clearing(model, data()))
+    opt.load_state_dict(opt.state_dict())
+    opt.step(without_clearing(model, data()))
+
+
+@every_method
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)])
+def test_a_look_at_the_state_before_the_first_step_changes_nothing(method, lr):
+    """torch makes the state by a step at learning rate 0, which is none."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    models = [mlp(), mlp()]
+    for model, looks in zip(models, (True, False), strict=True):
+        opt = method.build(SGD(model.parameters(), lr=lr))
+        if looks:
+            get_optimizer_state_dict(model, opt)
+            assert opt.param_groups[0]["perturbation_step"] == 0
+        for _ in range(2):
+            opt.step(closure_of(opt, model, data()))
+    assert same(snapshot(models[0]), snapshot(models[1]))
+
+
+@every_method
+def test_a_look_at_the_state_ends_a_loop_that_was_left_and_is_still_held(method):
+    model = mlp()
+    before = snapshot(model)
+    opt = method.build(SGD(model.parameters(), lr=0.1))
+    held = opt.probes()
+    with next(held):
+        loss(model, data()).backward()
+    opt.state_dict()
+    assert same(snapshot(model), before)

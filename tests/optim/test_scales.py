@@ -79,6 +79,49 @@ def test_bayesian_sam_is_skipped_and_goes_on_as_if_nothing_had_happened():
     assert same(snapshot(models[0]), snapshot(models[1]))
 
 
+def test_bayesian_sam_forgets_a_skipped_step_however_gradients_are_cleared():
+    model, batch = mlp(torch.float32), data(dtype=torch.float32)
+    opt, scaler = fm.BSAM(model.parameters(), lr=0.1, rho=0.01, num_examples=50), torch.amp.GradScaler("cpu")
+    for number in range(3):
+        for probe in opt.probes(scaler=scaler):
+            with probe:
+                scaler.scale(loss(model, batch) * (float("inf") if number == 0 else 1)).backward()
+        scaler.step(opt)
+        scaler.update(2.0**10)
+        opt.zero_grad(set_to_none=False)
+    assert all(torch.isfinite(opt.state[p]["precision"]).all() for p in model.parameters())
+
+
+def test_bayesian_sam_learns_its_precision_in_16_bits_and_resumes_bitwise():
+    model, wide = mlp(torch.bfloat16), mlp(torch.bfloat16).float()
+    found = []
+    for net in (model, wide):
+        opt = fm.BSAM(net.parameters(), lr=0.01, rho=0.01, num_examples=50)
+        for _ in range(50):
+            for probe in opt.probes():
+                with probe:
+                    loss(net, data(dtype=net[0].weight.dtype)).backward()
+            opt.step()
+            opt.zero_grad()
+        found.append([opt.state[p]["precision"] for p in net.parameters()])
+        if net is model:
+            again = fm.BSAM(copy.deepcopy(net).parameters(), lr=0.01, rho=0.01, num_examples=50)
+            again.load_state_dict(copy.deepcopy(opt.state_dict()))
+            kept = [again.state[p]["precision"] for p in again.param_groups[0]["params"]]
+            assert same(kept, found[0])
+    for low, high in zip(*found, strict=True):
+        assert low.dtype == torch.float32
+        torch.testing.assert_close(low, high, rtol=1e-2, atol=0)
+
+
+def test_bayesian_sam_says_so_if_a_checkpoint_is_another_methods():
+    model = mlp()
+    opt = fm.BSAM(model.parameters(), lr=0.1, rho=0.01, num_examples=50)
+    other = fm.SAM(SGD(model.parameters(), lr=0.1), rho=0.1)
+    with pytest.raises(fm.ArgumentError, match=r"that of another optimizer.*'initial_precision'"):
+        opt.load_state_dict(other.state_dict())
+
+
 class Pair(NamedTuple):
     x: torch.Tensor
     y: torch.Tensor

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -71,6 +71,8 @@ class AutoSigma:
         >>> sigma
         AutoSigma(0.01, at the start, every 100 steps within 0.001 to 0.01)
     """
+
+    needs_trace: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from flatmin.distributed import local
 from flatmin.errors import ClosureError, ProbeError
+from flatmin.vectors import dense
 
 
 class Accumulated(NamedTuple):
@@ -33,6 +35,11 @@ class Accumulated(NamedTuple):
     def is_still(self, other: Self | None) -> bool:
         """Tell whether ``other`` is the witness of the same gradients, not written to since."""
         return other is not None and self.gradient() is other.gradient() and self.writes == other.writes
+
+    def was_cleared(self) -> bool:
+        """Tell whether the gradient is zero, as ``zero_grad(set_to_none=False)`` leaves it. Waits for the device."""
+        gradient = self.gradient()
+        return gradient is None or not bool(local(dense(gradient)).any())
 
 
 @contextmanager
@@ -93,7 +100,7 @@ def warn_of_plain_step(name: str, groups: Iterable[Mapping[str, Any]]) -> bool:
         name: The method.
         groups: The parameter groups that are about to be stepped.
     """
-    if all(not isinstance(group["lr"], Tensor) and group["lr"] == 0 for group in groups if "lr" in group):
+    if is_idle(groups):
         return False
     warnings.warn(
         f"{name}.step() came without a closure and without a loop over probes before it, so it was a plain step of the "
@@ -102,6 +109,12 @@ def warn_of_plain_step(name: str, groups: Iterable[Mapping[str, Any]]) -> bool:
         stacklevel=5,
     )
     return True
+
+
+def is_idle(groups: Iterable[Mapping[str, Any]]) -> bool:
+    """Tell whether a step of ``groups`` moves nothing: every learning rate is 0. Waits for one that is a tensor."""
+    rates = [group["lr"] for group in groups if "lr" in group]
+    return bool(rates) and all(float(rate) == 0 for rate in rates)
 
 
 def require_no_scaler(name: str) -> None:

@@ -177,9 +177,11 @@ class Groups:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the base's state; radii that are code here stay, whatever the checkpoint holds."""
-        given = [{n: group[n] for n in self._radii if n in group} for group in self._groups]
+        given = [{n: group[n] for n in (*self._radii, NOISE_SCALE) if n in group} for group in self._groups]
         self._base.load_state_dict(state)
         for group, own in zip(self._groups, given, strict=True):
+            if NOISE_SCALE in own:
+                group.setdefault(NOISE_SCALE, own[NOISE_SCALE])
             for name, radius in self._radii.items():
                 if stays_in_code(own.get(name, radius)):
                     group.pop(name, None)

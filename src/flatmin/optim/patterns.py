@@ -1,14 +1,15 @@
 """Hyperparameters by parameter name: a mapping from patterns to values where a single value may stand.
 
 ``{"*.bias": 0.0, torch.nn.LayerNorm: 0.0, "*": 0.01}`` gives each parameter the value of the first entry that fits it.
-A string is matched against the full name of the parameter, as ``named_parameters()`` gives it, with ``*``, ``?`` and
-``[...]`` as in file names; a class is that of the module that holds it. Parameters that are in no module have the empty
-name.
+A string is matched against the full name of the parameter, as ``named_parameters()`` gives it, or against its name in
+the smallest module that holds all parameters of the optimizer, with ``*``, ``?`` and ``[...]`` as in file names; a class
+is that of the module that holds it. Parameters that are in no module have the empty name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,28 +23,47 @@ Radius = float | Schedule | Mapping[Pattern, float | Schedule]
 """What may stand for sigma or rho: a number, a function of the step, or either by parameter name."""
 
 _T = TypeVar("_T")
-_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPERS = (
+    "CheckpointWrapper", "DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule",
+)  # fmt: skip
+"""Classes that hold a model as their one child, whose name is no part of the names in it."""
 
 
 class Owner(NamedTuple):
-    """Where a parameter lives: its full name, and the module that holds it."""
+    """Where a parameter lives: its full name, the module that holds it, and its name within what is trained."""
 
     name: str
     module: nn.Module | None
+    inner: str
 
 
-NOBODY = Owner("", None)
+NOBODY = Owner("", None, "")
 
 
 def owners(parameters: Iterable[Tensor], modules: Iterable[nn.Module]) -> list[Owner]:
     """Return the owner of each parameter among ``modules`` (the topmost ones), or :data:`NOBODY`."""
     found: dict[int, Owner] = {}
     for top in modules:
-        for path, module in top.named_modules():
-            steps = [step for step in path.split(".") if step and step not in _WRAPPERS]
+        for path, module in _named_modules(top):
             for name, parameter in module._parameters.items():
-                found.setdefault(id(parameter), Owner(".".join([*steps, name]), module))
-    return [found.get(id(parameter), NOBODY) for parameter in parameters]
+                full = ".".join([*path, name])
+                found.setdefault(id(parameter), Owner(full, module, full))
+    those = [found.get(id(parameter), NOBODY) for parameter in parameters]
+    # A model may be part of another that is alive, a pair of networks for instance: its own names fit as well.
+    paths = [owner.name.split(".")[:-1] for owner in those if owner.name]
+    levels = zip(*paths, strict=False)
+    shared = itertools.takewhile(lambda steps: len(set(steps)) == 1, levels)
+    skipped = sum(len(steps[0]) + 1 for steps in shared)
+    return [owner._replace(inner=owner.name[skipped:]) for owner in those]
+
+
+def _named_modules(module: nn.Module, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
+    """Yield ``module`` and what is in it, with its path, in which wrappers do not count."""
+    yield path, module
+    is_wrapper = type(module).__name__ in _WRAPPERS
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _named_modules(child, path if is_wrapper else (*path, name))
 
 
 def is_by_name(value: Any) -> bool:
@@ -90,7 +110,9 @@ def _first(name: str, table: Mapping[Pattern, _T], owner: Owner) -> _T:
 
 
 def _fits(key: Pattern, owner: Owner) -> bool:
-    return fnmatchcase(owner.name, key) if isinstance(key, str) else isinstance(owner.module, key)
+    if isinstance(key, str):
+        return fnmatchcase(owner.name, key) or fnmatchcase(owner.inner, key)
+    return isinstance(owner.module, key)
 
 
 def check_radius(name: str, radius: Any) -> None:

@@ -14,9 +14,9 @@ from flatmin import flows
 from flatmin.checks import choice, positive, whole
 from flatmin.curvature.results import TraceEstimate
 from flatmin.distributed import ShardedTotal, reshard, sharded_modules
-from flatmin.errors import ClosureError, ProbeError
+from flatmin.errors import ArgumentError, ClosureError, ProbeError
 from flatmin.optim import guards
-from flatmin.optim.callers import Accumulated, require_cleared, require_no_scaler, warn_of_plain_step
+from flatmin.optim.callers import Accumulated, is_idle, require_cleared, require_no_scaler, warn_of_plain_step
 from flatmin.optim.groups import Groups
 from flatmin.optim.live_trace import LiveTrace, Observation
 from flatmin.optim.patterns import Owner, Radius, is_by_name, owners
@@ -113,8 +113,22 @@ class Perturbed(Wrapper):
 
     def _bind_schedules(self) -> None:
         for schedule in self._groups.schedules():
+            if getattr(schedule, "needs_trace", False):
+                self._require_trace(schedule)
             if callable(bind := getattr(schedule, "bind", None)):
                 bind(self)
+
+    def _require_trace(self, schedule: object) -> None:
+        """Raise if ``schedule`` follows the live trace, and there will be none."""
+        is_noise = self._flow in (flows.nso, flows.wpsgd)
+        is_plain = self._ranks == "shared" and self._groups.hyperparameters().get("noise_scale") == "absolute"
+        if is_noise and is_plain and self._trace.window:
+            return
+        raise ArgumentError(
+            f"{schedule!r} follows the live Hessian trace, which {type(self).__name__} does not report with these "
+            "settings, so it would stay where it starts. It goes with sigma of NSO and WPSGD, with "
+            "noise_scale='absolute', ranks='shared' and a trace_window above 0."
+        )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; it may bring a radius of its own."""
@@ -134,6 +148,7 @@ class Perturbed(Wrapper):
                 "zero_grad() came inside a loop over probes, where it would clear the gradients of the earlier points. "
                 "Call it after opt.step(), outside the loop."
             )
+        self._begin()
         self._trace.forget()
         super().zero_grad(set_to_none)
 
@@ -171,6 +186,8 @@ class Perturbed(Wrapper):
             self._require_probed()
             self._finite.gradients(self._groups)
             loss = self.base.step()
+            if not self._has_evaluated and is_idle(self.param_groups):
+                return loss  # a state was made (so distributed checkpoints do), and no step was taken
         self._trace.commit()
         self._groups.advance()
         self._spent = Accumulated.of(self._groups.parameters())
@@ -266,7 +283,8 @@ class Perturbed(Wrapper):
         losses, weights = [], []
         self._groups.require_complete()
         earlier = Accumulated.of(self._groups.parameters())
-        earlier = None if earlier is None or earlier.is_still(self._spent) else earlier
+        if earlier is not None and (earlier.is_still(self._spent) or earlier.was_cleared()):
+            earlier = None
         try:
             for probe in self._run(owned=True):
                 with probe, torch.enable_grad():
@@ -337,6 +355,8 @@ class Perturbed(Wrapper):
         it loads with ``weights_only=True``. Radii that are functions or mappings are left out: like a model's code they
         come from the constructor; of functions that have a state, this is kept.
         """
+        if self._open is not None and self._open.status == "open":
+            self._abandon()  # a loop that was left but is still held: what is saved beside this must be clean
         schedules = [s.state_dict() for s in self._groups.schedules() if hasattr(s, "state_dict")]
         return {**self._groups.state_dict(), "trace": self._trace.state_dict(), "schedules": schedules}
 
@@ -351,7 +371,6 @@ class Perturbed(Wrapper):
         schedules = [s for s in self._groups.schedules() if hasattr(s, "load_state_dict")]
         for schedule, state in zip(schedules, state_dict.get("schedules", ()), strict=False):
             schedule.load_state_dict(state)
-        self._spent = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Modules are looked up again, and an open loop does not travel.

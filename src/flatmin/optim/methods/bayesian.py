@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from flatmin import flows
 from flatmin.checks import nonnegative, positive, whole
 from flatmin.distributed import ShardedTotal, local
-from flatmin.errors import ArgumentError
+from flatmin.errors import ArgumentError, ArgumentTypeError
+from flatmin.optim.callers import is_idle
 from flatmin.optim.patterns import Radius
 from flatmin.optim.shell import Perturbed, ShellOptions
 from flatmin.vectors import Vector, dense
@@ -110,8 +111,11 @@ class _VariationalStep(Optimizer):
 
     def __init__(self, params: Any, *, lr: float, betas: tuple[float, float], **defaults: float) -> None:
         nonnegative("lr", lr, hint="It is α.")
-        for name, beta in zip(("betas[0]", "betas[1]"), betas, strict=True):
-            if not 0 <= beta < 1:
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ArgumentTypeError(f"betas is {betas!r}, but two numbers are needed: (0.9, 0.999).")
+        for name, value in zip(("betas[0]", "betas[1]"), betas, strict=True):
+            beta = nonnegative(name, value, hint="It is the share of the past, in [0, 1).")
+            if beta >= 1:
                 raise ArgumentError(f"{name} is {beta!r}, but it must lie in [0, 1). It is the share of the past.")
         self.scaled_gradients: dict[Tensor, Tensor] = {}
         super().__init__(params, {"lr": lr, "betas": tuple(betas), **defaults})
@@ -126,10 +130,32 @@ class _VariationalStep(Optimizer):
         if "precision" not in state:
             group = next(g for g in self.param_groups if any(p is parameter for p in g["params"]))
             first = group["initial_precision"]
-            state["momentum"] = torch.zeros_like(parameter, requires_grad=False)
+            # In 16 bits the precision would stand still: its changes are below the spacing of the numbers around it.
+            wide = torch.float32 if parameter.dtype.itemsize < 4 else parameter.dtype
+            state["momentum"] = torch.zeros_like(parameter, dtype=wide, requires_grad=False)
             fill = complex(first, first) if parameter.is_complex() else first
-            state["precision"] = torch.full_like(parameter, fill, requires_grad=False)
+            state["precision"] = torch.full_like(parameter, fill, dtype=wide, requires_grad=False)
         return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; moments of 16-bit parameters keep the width they were saved in.
+
+        Raises:
+            ArgumentError: The state is that of another optimizer.
+        """
+        groups = state_dict["param_groups"]
+        if any("initial_precision" not in group for group in groups):
+            raise ArgumentError(
+                "The checkpoint is that of another optimizer: its parameter groups have no 'initial_precision'. BSAM "
+                "makes the step itself and goes on from its own checkpoints alone; start it anew from the weights."
+            )
+        super().load_state_dict(state_dict)
+        mine = [parameter for group in self.param_groups for parameter in group["params"]]
+        saved = [position for group in groups for position in group["params"]]
+        for parameter, position in zip(mine, saved, strict=True):
+            for name, value in state_dict["state"].get(position, {}).items():
+                if parameter.dtype.itemsize < 4:  # torch has rounded it to the parameter's type
+                    self.state[parameter][name] = value.detach().to(parameter.device, copy=True)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -140,7 +166,10 @@ class _VariationalStep(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
+            if not self.scaled_gradients and is_idle([group]):  # how distributed checkpoints have a state made
+                for parameter in parameters:
+                    self.state_of(parameter)
+            elif parameters:
                 self._update(parameters, group)
         self.scaled_gradients = {}
         return loss
@@ -151,10 +180,11 @@ class _VariationalStep(Optimizer):
         states = [self.state_of(p) for p in parameters]
         w = [local(p) for p in parameters]
         m, s = ([local(state[name]) for state in states] for name in ("momentum", "precision"))
-        g = [local(dense(p.grad)) for p in parameters if p.grad is not None]
+        g = [local(dense(p.grad)).to(t.dtype) for p, t in zip(parameters, s, strict=True) if p.grad is not None]
+        wide = [x.to(t.dtype) for x, t in zip(w, s, strict=True)]
         own = [self.scaled_gradients.get(p) for p in parameters]
         scaled = [t.sqrt() * x.abs() if h is None else h.to(t.dtype) for h, t, x in zip(own, s, g, strict=True)]
-        torch._foreach_lerp_(m, torch._foreach_add(g, w, alpha=decay), 1 - beta1)
+        torch._foreach_lerp_(m, torch._foreach_add(g, wide, alpha=decay), 1 - beta1)
         update = torch._foreach_div(m, s)
         torch._foreach_mul_(update, group["lr"])
         torch._foreach_sub_(w, update)
