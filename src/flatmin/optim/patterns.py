@@ -2,8 +2,8 @@
 
 ``{"*.bias": 0.0, torch.nn.LayerNorm: 0.0, "*": 0.01}`` gives each parameter the value of the first entry that fits it.
 A string is matched against the full name of the parameter, as ``named_parameters()`` gives it, or against its name in
-the smallest module that holds all parameters of the optimizer, with ``*``, ``?`` and ``[...]`` as in file names; a class
-is that of the module that holds it. Parameters that are in no module have the empty name.
+the smallest module that holds all parameters of the optimizer, with ``*``, ``?`` and ``[...]`` as in file names; a
+class is that of the module that holds it. Parameters that are in no module have the empty name.
 """
 
 from __future__ import annotations
