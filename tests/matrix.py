@@ -137,7 +137,7 @@ class Matrix:
 
 INTRODUCTION = """\
 Printed and written by `make matrix`. A cell says how many tests of that method in that loop have run and passed; a dot,
-that there is nothing to run: the method has no such option, or (for `attach`) the shell has no such place. In all
+that the method has no such option, or, in the row of `attach`, that no test of that loop is written for it. In all
 {total} passed, on torch {torch} and Python {python}, two ranks under gloo on a CPU.
 [The same loops over other libraries](peers.md)."""
 

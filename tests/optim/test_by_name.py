@@ -57,6 +57,17 @@ def test_schedules_stand_in_a_mapping_and_in_a_group():
         opt.step()
 
 
+def test_a_mapping_that_changes_is_matched_anew():
+    model, sigma = net(), {"*.bias": 0.0, "*": 0.2}
+    opt = fm.NSO(SGD(model.parameters(), lr=0.1), sigma={"*": 0.0})
+    opt.param_groups[0]["sigma"] = sigma
+    for changed, expected in (({}, (0.2, 0.0)), ({"*": 0.3}, (0.3, 0.0)), ({"*.bias": 0.1}, (0.3, 0.1))):
+        sigma.update(changed)
+        assert opt._groups.radii()["sigma"].values == expected * 4
+    opt.add_param_group({"params": [nn.Parameter(torch.ones(2))], "sigma": 0.5})
+    assert opt._groups.radii()["sigma"].values == ((0.3, 0.1) * 4 + (0.5,))
+
+
 def test_mappings_stay_out_of_checkpoints_and_in_the_optimizer():
     model = net()
     opt = fm.NSO(SGD(model.parameters(), lr=0.1), sigma={"*.bias": 0.0, "*": 0.2})

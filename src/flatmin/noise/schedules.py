@@ -47,6 +47,13 @@ class Ramp:
         return self.start + (self.end - self.start) * t
 
 
+def _require_phase(schedule: float | Schedule, num_steps: int) -> None:
+    """Raise unless ``schedule``, a number or a function, can be changed by a phase of ``num_steps`` steps."""
+    whole("num_steps", num_steps, minimum=1, hint=_STEPS)
+    if not callable(schedule):
+        nonnegative("schedule", schedule, hint=_VALUE)
+
+
 @dataclass(frozen=True)
 class Warmup:
     """A linear rise from nothing to ``schedule`` over ``num_steps`` steps."""
@@ -55,9 +62,7 @@ class Warmup:
     num_steps: int
 
     def __post_init__(self) -> None:
-        whole("num_steps", self.num_steps, minimum=1, hint=_STEPS)
-        if not callable(self.schedule):
-            nonnegative("schedule", self.schedule, hint=_VALUE)
+        _require_phase(self.schedule, self.num_steps)
 
     def __call__(self, step: int) -> float:
         """Return the value at ``step``."""
@@ -72,9 +77,7 @@ class Cutoff:
     num_steps: int
 
     def __post_init__(self) -> None:
-        whole("num_steps", self.num_steps, minimum=1, hint=_STEPS)
-        if not callable(self.schedule):
-            nonnegative("schedule", self.schedule, hint=_VALUE)
+        _require_phase(self.schedule, self.num_steps)
 
     def __call__(self, step: int) -> float:
         """Return the value at ``step``."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -72,8 +72,6 @@ class AutoSigma:
         AutoSigma(0.01, at the start, every 100 steps within 0.001 to 0.01)
     """
 
-    needs_trace: ClassVar[bool] = True
-
     def __init__(
         self,
         num_examples: int,
@@ -120,8 +118,15 @@ class AutoSigma:
         """Look at ``source`` from now on; the optimizer does this when it is made, copied or given a group.
 
         Raises:
-            ArgumentError: ``start`` does not fit its parameters, or another optimizer was bound before.
+            ArgumentError: ``start`` does not fit its parameters, another optimizer was bound before, or this one says
+                (``reports_trace``) that it will never know the trace.
         """
+        if not getattr(source, "reports_trace", True):
+            raise ArgumentError(
+                f"{self!r} follows the live Hessian trace, which {type(source).__name__} does not report with these "
+                "settings, so it would stay where it starts. It goes with sigma of NSO and WPSGD, with "
+                "noise_scale='absolute', ranks='shared' and a trace_window above 0."
+            )
         parameters = _parameters(source)
         if any(parameters.get(i) is not known() for i, known in self._bound.items()):
             raise ArgumentError(

@@ -73,13 +73,14 @@ class Groups:
         self._noise_scale = None if noise_scale is None else choice(NOISE_SCALE, noise_scale, NOISE_SCALES)
         self._owners_of = owners
         self._owners: tuple[tuple[int, ...], list[Owner]] | None = None
+        self._resolved: dict[tuple[str, range], tuple[list[Any], list[Any]]] = {}
         for name, radius in self._radii.items():
             check_radius(name, radius)
         self.complete()
 
     def complete(self) -> None:
         """Give every group its step, its seed, its radii and its unit of the noise, and check those of its own."""
-        groups = self._base.param_groups
+        groups = self._groups
         step, seed = groups[0].get(STEP, 0), groups[0].get(SEED, self._seed)
         for group in groups:
             for name, radius in self._radii.items():
@@ -96,23 +97,23 @@ class Groups:
 
     def require_complete(self) -> None:
         """Complete the groups if one was added to the base itself, or the base loaded a checkpoint of its own."""
-        if any(STEP not in group for group in self._base.param_groups):
+        if any(STEP not in group for group in self._groups):
             self.complete()
 
     @property
     def step(self) -> int:
         """The number of steps taken."""
-        return self._base.param_groups[0][STEP]
+        return self._groups[0][STEP]
 
     @property
     def stream(self) -> Stream:
         """The random stream of this step."""
-        return Stream(self._base.param_groups[0][SEED], (self.step,))
+        return Stream(self._groups[0][SEED], (self.step,))
 
     def advance(self) -> None:
         """Count a step."""
         self.require_complete()
-        for group in self._base.param_groups:
+        for group in self._groups:
             group[STEP] += 1
 
     def radii(self) -> dict[str, Scale]:
@@ -128,7 +129,17 @@ class Groups:
 
     def by_name(self, name: str, table: Mapping[Pattern, float]) -> Scale:
         """Return the value that ``table`` has for each parameter."""
-        return _merged(resolve(name, table, self._named()))
+        return _merged(self._resolve(name, table, range(len(self._named()))))
+
+    def _resolve(self, name: str, table: Mapping[Pattern, Any], positions: range) -> list[Any]:
+        """Return what ``table`` has for the parameters at ``positions``; matched anew only where either has changed."""
+        owners = self._named()  # which lets go of what was matched before if the parameters are others
+        entries = [entry for item in table.items() for entry in item]
+        before, chosen = self._resolved.get((name, positions), ([], []))
+        if len(before) != len(entries) or any(a is not b for a, b in zip(before, entries, strict=True)):
+            chosen = resolve(name, table, owners[positions.start : positions.stop])
+            self._resolved[name, positions] = entries, chosen
+        return chosen
 
     @property
     def _groups(self) -> list[dict[str, Any]]:
@@ -139,8 +150,7 @@ class Groups:
         for group, positions in zip(self._groups, self.positions(), strict=True):
             own = group.get(name, self._radii[name])
             if is_by_name(own):
-                chosen = resolve(name, own, self._named()[positions.start : positions.stop])
-                values += [value_at(value, self.step, name=name) for value in chosen]
+                values += [value_at(v, self.step, name=name) for v in self._resolve(name, own, positions)]
             else:
                 values += [value_at(own, self.step, name=name)] * len(positions)
         return _merged(values)
@@ -149,13 +159,23 @@ class Groups:
         parameters = [parameter for group in self._groups for parameter in group["params"]]
         identities = tuple(map(id, parameters))
         if self._owners is None or self._owners[0] != identities:
-            self._owners = (identities, self._owners_of(parameters))
+            self._owners, self._resolved = (identities, self._owners_of(parameters)), {}
         return self._owners[1]
 
     def schedules(self) -> list[Any]:
         """Return the radii that are functions of the step, wherever they were given, each once."""
         given = [*self._radii.values(), *(group.get(name) for group in self._groups for name in self._radii)]
         return list({id(s): s for radius in given for s in schedules(radius)}.values())
+
+    def bind_schedules(self, source: Any) -> None:
+        """Let schedules that look at the run look at ``source``."""
+        for schedule in self.schedules():
+            if callable(bind := getattr(schedule, "bind", None)):
+                bind(source)
+
+    def stateful_schedules(self) -> list[Any]:
+        """Return the schedules that have a state of their own."""
+        return [schedule for schedule in self.schedules() if hasattr(schedule, "state_dict")]
 
     def parameters(self) -> dict[int, Tensor]:
         """Return the trainable parameters by position among all of them, which freezing does not shift."""
@@ -170,15 +190,27 @@ class Groups:
     def state_dict(self) -> dict[str, Any]:
         """Return the base's state without radii that are code."""
         state = self._base.state_dict()
-        for group in state["param_groups"]:
-            for name in [n for n in self._radii if stays_in_code(group.get(n))]:
-                del group[name]
+        self.drop_code(state)
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the base's state; radii that are code here stay, whatever the checkpoint holds."""
-        given = [{n: group[n] for n in (*self._radii, NOISE_SCALE) if n in group} for group in self._groups]
+        given = self.given()
         self._base.load_state_dict(state)
+        self.put_back(given)
+
+    def drop_code(self, state: dict[str, Any]) -> None:
+        """Take radii that are code out of a state of the base."""
+        for group in state["param_groups"]:
+            for name in [n for n in self._radii if stays_in_code(group.get(n))]:
+                del group[name]
+
+    def given(self) -> list[dict[str, Any]]:
+        """Return the radii and the unit that each group has, for :meth:`put_back` after the base has loaded a state."""
+        return [{n: group[n] for n in (*self._radii, NOISE_SCALE) if n in group} for group in self._groups]
+
+    def put_back(self, given: list[dict[str, Any]]) -> None:
+        """Put what is code, and what the checkpoint had nothing for, back where :meth:`given` found it."""
         for group, own in zip(self._groups, given, strict=True):
             if NOISE_SCALE in own:
                 group.setdefault(NOISE_SCALE, own[NOISE_SCALE])
@@ -189,7 +221,7 @@ class Groups:
         self.complete()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_owners_of": _nobody, "_owners": None}
+        return {**self.__dict__, "_owners_of": _nobody, "_owners": None, "_resolved": {}}
 
     def look_up(self, owners: OwnersOf) -> None:
         """Ask ``owners`` for the names of parameters from now on, as a copy has to."""

@@ -14,7 +14,7 @@ from flatmin import flows
 from flatmin.checks import choice, positive, whole
 from flatmin.curvature.results import TraceEstimate
 from flatmin.distributed import ShardedTotal, reshard, sharded_modules
-from flatmin.errors import ArgumentError, ClosureError, ProbeError
+from flatmin.errors import ClosureError, ProbeError
 from flatmin.optim import guards
 from flatmin.optim.callers import Accumulated, is_idle, require_cleared, require_no_scaler, warn_of_plain_step
 from flatmin.optim.groups import Groups
@@ -22,7 +22,7 @@ from flatmin.optim.live_trace import LiveTrace, Observation
 from flatmin.optim.patterns import Owner, Radius, is_by_name, owners
 from flatmin.optim.ranks import RankPolicy, of_this_rank, require_policy
 from flatmin.optim.wrapper import Wrapper
-from flatmin.perturb import BUFFER_POLICIES, BufferPolicy, Evaluation, Flow, FlowFunction, Hosts, Probe
+from flatmin.perturb import BUFFER_POLICIES, BufferPolicy, Evaluation, Flow, FlowFunction, Hosts, Probe, all_within
 from flatmin.vectors import Vector, has_16_bits
 
 
@@ -101,7 +101,7 @@ class Perturbed(Wrapper):
         parameters = self._groups.parameters()
         self._ranks = require_policy(ranks, parameters, climbs_alone=local_ascents > 0)
         self._local_ascents = local_ascents
-        self._bind_schedules()
+        self._groups.bind_schedules(self)
         guards.require_trainable(parameters, sum(len(group["params"]) for group in self.param_groups))
         # Now, while sharded parameters are sure to be in their modules.
         reshard(sharded_modules(self._hosts.modules(parameters.values())))
@@ -111,30 +111,11 @@ class Perturbed(Wrapper):
         parameters = list(parameters)
         return owners(parameters, self._hosts.topmost(parameters))
 
-    def _bind_schedules(self) -> None:
-        for schedule in self._groups.schedules():
-            if getattr(schedule, "needs_trace", False):
-                self._require_trace(schedule)
-            if callable(bind := getattr(schedule, "bind", None)):
-                bind(self)
-
-    def _require_trace(self, schedule: object) -> None:
-        """Raise if ``schedule`` follows the live trace, and there will be none."""
-        is_noise = self._flow in (flows.nso, flows.wpsgd)
-        is_plain = self._ranks == "shared" and self._groups.hyperparameters().get("noise_scale") == "absolute"
-        if is_noise and is_plain and self._trace.window:
-            return
-        raise ArgumentError(
-            f"{schedule!r} follows the live Hessian trace, which {type(self).__name__} does not report with these "
-            "settings, so it would stay where it starts. It goes with sigma of NSO and WPSGD, with "
-            "noise_scale='absolute', ranks='shared' and a trace_window above 0."
-        )
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; it may bring a radius of its own."""
         super().add_param_group(param_group)
         self._groups.complete()
-        self._bind_schedules()
+        self._groups.bind_schedules(self)
         guards.require_usable(self._groups.parameters())
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -237,8 +218,9 @@ class Perturbed(Wrapper):
         self._abandon()  # a loop left by a break or an exception that something still holds on to
         self._groups.require_complete()
         parameters = self._groups.parameters()
-        modules = self._hosts.modules(parameters.values())
-        guards.require_plain_loop(self._hosts.topmost(parameters.values()), climbs_alone=self._local_ascents > 0)
+        topmost = self._hosts.topmost(parameters.values())
+        guards.require_plain_loop(topmost, climbs_alone=self._local_ascents > 0)
+        modules = all_within(topmost)
         if owned or all(parameter.grad is None for parameter in parameters.values()):
             self._begin()
         seen, total = Observation(), ShardedTotal(parameters)
@@ -331,6 +313,12 @@ class Perturbed(Wrapper):
         return unfinished is not None
 
     @property
+    def reports_trace(self) -> bool:
+        """Whether these settings have a live trace: noise of one size in every coordinate, shared by all ranks."""
+        is_noise = self._flow in (flows.nso, flows.wpsgd) and self._ranks == "shared"
+        return is_noise and self._trace.window > 0 and self._groups.hyperparameters()["noise_scale"] == "absolute"
+
+    @property
     def trace_estimate(self) -> TraceEstimate | None:
         """The Hessian trace of the training loss, with its standard error, from the gradients of the latest steps.
 
@@ -357,7 +345,7 @@ class Perturbed(Wrapper):
         """
         if self._open is not None and self._open.status == "open":
             self._abandon()  # a loop that was left but is still held: what is saved beside this must be clean
-        schedules = [s.state_dict() for s in self._groups.schedules() if hasattr(s, "state_dict")]
+        schedules = [schedule.state_dict() for schedule in self._groups.stateful_schedules()]
         return {**self._groups.state_dict(), "trace": self._trace.state_dict(), "schedules": schedules}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -368,8 +356,8 @@ class Perturbed(Wrapper):
         self._abandon()
         self._groups.load_state_dict({k: v for k, v in state_dict.items() if k not in ("trace", "schedules")})
         self._trace.load_state_dict(state_dict.get("trace"))
-        schedules = [s for s in self._groups.schedules() if hasattr(s, "load_state_dict")]
-        for schedule, state in zip(schedules, state_dict.get("schedules", ()), strict=False):
+        states = state_dict.get("schedules", ())
+        for schedule, state in zip(self._groups.stateful_schedules(), states, strict=False):
             schedule.load_state_dict(state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -381,7 +369,7 @@ class Perturbed(Wrapper):
         super().__setstate__(state)
         if state:
             self._groups.look_up(self._owners)
-            self._bind_schedules()
+            self._groups.bind_schedules(self)
 
 
 def _identity(tensor: Tensor) -> Tensor:

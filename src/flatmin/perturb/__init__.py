@@ -19,7 +19,7 @@ from flatmin.perturb.flow import (
     plan,
 )
 from flatmin.perturb.functional import gradient
-from flatmin.perturb.hosts import Hosts
+from flatmin.perturb.hosts import Hosts, all_within
 from flatmin.perturb.inplace import Evaluation
 from flatmin.perturb.probe import Probe
 from flatmin.perturb.randomness import RandomState
@@ -46,6 +46,7 @@ __all__ = [
     "Stay",
     "Step",
     "Weights",
+    "all_within",
     "gradient",
     "plan",
     "realize",

@@ -39,7 +39,7 @@ class Hosts:
 
     def modules(self, parameters: Iterable[Tensor]) -> list[nn.Module]:
         """Return the modules around ``parameters``, each once."""
-        return list({id(m): m for top in self.topmost(parameters) for m in top.modules()}.values())
+        return all_within(self.topmost(parameters))
 
     def topmost(self, parameters: Iterable[Tensor]) -> list[nn.Module]:
         """Return those modules around ``parameters`` that no other contains."""
@@ -54,6 +54,11 @@ class Hosts:
             tops = [top for top in tops if top is not None] + _search(frozenset(identities))
             self._tops, self._parameters = [weakref.ref(top) for top in tops], identities
         return [top for top in tops if top is not None]
+
+
+def all_within(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Return ``modules`` and their descendants, each once."""
+    return list({id(m): m for module in modules for m in module.modules()}.values())
 
 
 def _search(parameters: frozenset[int]) -> list[nn.Module]:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from flatmin.noise import Law
 from flatmin.optim.groups import NOISE_SCALE, SEED, Groups
-from flatmin.optim.patterns import Owner, Radius, owners, stays_in_code
+from flatmin.optim.patterns import Owner, Radius, owners
 from flatmin.optim.ranks import of_this_rank, require_policy
 from flatmin.perturb import Draw, Hosts
 from flatmin.streams import Stream
@@ -95,36 +95,25 @@ class MicroBatches:
 
     def bind_schedules(self, source: Any) -> None:
         """Let schedules that look at the run look at ``source``."""
-        for schedule in self.groups.schedules():
-            if callable(bind := getattr(schedule, "bind", None)):
-                bind(source)
+        self.groups.bind_schedules(source)
 
     def schedules_state(self) -> list[Any]:
         """Return the states of those schedules that have one."""
-        return [s.state_dict() for s in self.groups.schedules() if hasattr(s, "state_dict")]
+        return [schedule.state_dict() for schedule in self.groups.stateful_schedules()]
 
     def load_schedules_state(self, states: Iterable[Any]) -> None:
         """Load what :meth:`schedules_state` returned."""
-        for schedule, state in zip(
-            (s for s in self.groups.schedules() if hasattr(s, "load_state_dict")), states, strict=True
-        ):
+        for schedule, state in zip(self.groups.stateful_schedules(), states, strict=True):
             schedule.load_state_dict(state)
 
     def after_saving(self, optimizer: Optimizer, state: dict[str, Any]) -> None:  # noqa: ARG002
         """Take radii that are code out of ``state``, which the optimizer is about to return."""
-        for group in state["param_groups"]:
-            if stays_in_code(group.get(_SIGMA)):
-                del group[_SIGMA]
+        self.groups.drop_code(state)
 
     def before_loading(self, optimizer: Optimizer, state: dict[str, Any]) -> None:  # noqa: ARG002
         """Hold on to radii that are code, which no checkpoint brings back."""
-        self._given = [group.get(_SIGMA) for group in optimizer.param_groups]
+        self._given = self.groups.given()
 
-    def after_loading(self, optimizer: Optimizer) -> None:
+    def after_loading(self, optimizer: Optimizer) -> None:  # noqa: ARG002
         """Put them in the place of what was loaded."""
-        for group, given in zip(optimizer.param_groups, self._given, strict=False):
-            if stays_in_code(self._sigma if given is None else given):
-                group.pop(_SIGMA, None)
-            if stays_in_code(given):
-                group[_SIGMA] = given
-        self.groups.complete()
+        self.groups.put_back(self._given)

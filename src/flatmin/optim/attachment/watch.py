@@ -13,6 +13,7 @@ import functools
 import itertools
 import sys
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -37,7 +38,7 @@ class Graph:
             self._watch.let_go(self.number)
 
 
-class GraphWatch:
+class GraphWatch(ABC):
     """Follows the graphs of forward passes, of which several may be unused at a time.
 
     A graph ends with the backward pass that runs through it without retaining it, with a backward pass through it that
@@ -83,21 +84,21 @@ class GraphWatch:
             hook.remove()
         self._unused.clear()
 
+    @abstractmethod
     def leaves(self) -> Iterable[Tensor]:
         """Return the tensors at which gradients end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backward_begins(self) -> None:
         """A gradient has arrived at a graph, the first of this backward pass."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backward_ended(self) -> None:
         """A backward pass is over, and gradients are where they will be looked for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def none_left(self) -> None:
         """The last graph has ended."""
-        raise NotImplementedError
 
     def _gradient_arrives(self, graph: Graph, gradients: tuple[Tensor, ...]) -> None:  # noqa: ARG002
         # The hook holds the graph, which is how long it lives; what it does depends on the number alone.
