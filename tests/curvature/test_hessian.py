@@ -143,7 +143,7 @@ def poisoned(parameter: str) -> nn.Module:
         ({"loss_fn": lambda o, t: 0.5}, ArgumentTypeError, r"returned a float.*\.item\(\)"),
         ({"loss_fn": lambda o, t: o.detach().sum()}, ArgumentTypeError, "no trainable parameter.*detach"),
         ({"loss_fn": lambda o, t: (o - o).abs().sqrt().sum()}, NonFiniteError, "product.*second derivative"),
-        ({"block": torch.ones(5)}, ArgumentError, r"shape \(5,\), but the model has 38 trainable.*flatten"),
+        ({"block": torch.ones(5)}, ArgumentError, r"shape \(5,\), but the Hessian acts on 38 trainable.*flatten"),
         ({"block": torch.ones(38, 2, 2)}, ArgumentError, r"\(38, 2, 2\)"),
         ({"block": torch.full((38,), float("nan"))}, ArgumentError, "vector holds NaN"),
         ({"block": [1.0]}, ArgumentTypeError, "multiplied by a list"),

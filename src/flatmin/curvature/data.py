@@ -1,8 +1,9 @@
 """Data to measure on: batches that can be read again and again, and what a model and a loss make of one.
 
 A batch is a pair ``(inputs, targets)``, whose loss is ``loss_fn(model(inputs), targets)``, or a mapping, whose loss is
-``loss_fn(model(**inputs), batch)``, ``inputs`` being the entries that ``model.forward`` has arguments for. Tensors are
-moved to the device of the model.
+``loss_fn(model(**inputs), batch)``, ``inputs`` being the entries that ``model.forward`` has arguments for. In a pair,
+``inputs`` may be a tuple, which goes in as ``model(*inputs)``, or a mapping, as ``model(**inputs)``. Tensors are moved
+to the device of the model.
 """
 
 from __future__ import annotations
@@ -117,6 +118,44 @@ def describe(item: object) -> str:
     return f"a {type(item).__name__}"
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside the wrappers of ``torch.compile`` and ``DistributedDataParallel``.
+
+    A compiled module has no second derivative, and a distributed one reduces what is not to be reduced.
+    """
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
+
+
+class Functional(nn.Module):
+    """A function of (parameters, inputs) as a module, so that it is measured like one.
+
+    Args:
+        function: ``function(parameters, inputs)``, ``parameters`` being a dict of named tensors.
+        parameters: Where to measure. The module's parameters share the memory of these tensors.
+
+    Example:
+        >>> model = Functional(lambda p, x: x @ p["w"], {"w": torch.ones(2, 1)})
+        >>> model(torch.ones(1, 2))
+        tensor([[2.]], grad_fn=<MmBackward0>)
+    """
+
+    def __init__(self, function: Callable[..., Any], parameters: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._function = function
+        for name, tensor in parameters.items():  # not register_parameter, which takes no dots in a name
+            self._parameters[name] = nn.Parameter(tensor.detach(), requires_grad=tensor.is_floating_point())
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Return what the function makes of the parameters and ``inputs``."""
+        return self._function(dict(self._parameters), *inputs, **named)
+
+
 class Forward:
     """What a model and a loss make of a batch.
 
@@ -128,22 +167,31 @@ class Forward:
     def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
         self._model = model
         self._loss_fn = loss_fn
-        parameters = inspect.signature(model.forward).parameters.values()
+        function = model._function if isinstance(model, Functional) else model.forward
+        parameters = inspect.signature(function).parameters.values()
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         self._names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
-    def __call__(self, batch: Any) -> Tensor:
-        """Return the loss of ``batch``, a 0-dim tensor.
+    def output(self, batch: Any) -> Any:
+        """Return what the model makes of ``batch``.
 
         Raises:
-            ArgumentTypeError: ``loss_fn`` returned no tensor, or one with several elements.
             DataError: The model has no argument for any entry of a mapping.
         """
         if isinstance(batch, Mapping):
-            output, rest = self._model(**self._inputs(batch)), batch
-        else:
-            output, rest = self._model(batch[0]), batch[1]
-        return _scalar(self._loss_fn(output, rest))
+            return self._model(**self._inputs(batch))
+        inputs = batch[0]
+        if isinstance(inputs, Mapping):
+            return self._model(**inputs)
+        return self._model(*inputs) if isinstance(inputs, tuple) else self._model(inputs)
+
+    def loss(self, output: Any, batch: Any) -> Tensor:
+        """Return the loss of ``output``, a 0-dim tensor.
+
+        Raises:
+            ArgumentTypeError: ``loss_fn`` returned no tensor, or one with several elements.
+        """
+        return _scalar(self._loss_fn(output, batch if isinstance(batch, Mapping) else batch[1]))
 
     def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         inputs = {key: value for key, value in batch.items() if self._takes_all or key in self._names}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
+import itertools
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -73,6 +77,27 @@ class Layout:
     def sizes(self) -> list[int]:
         """The number of coordinates of each parameter, in order."""
         return [math.prod(shape) for shape in self.shapes.values()]
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        """Where the coordinates of each parameter lie in the flat vector."""
+        ends = list(itertools.accumulate(self.sizes, initial=0))
+        return {name: slice(*ends[i : i + 2]) for i, name in enumerate(self.shapes)}
+
+    def matching(self, *patterns: str) -> list[str]:
+        """Return the names that fit one of ``patterns``, which are names or in the manner of a shell, in order.
+
+        Raises:
+            ArgumentError: A pattern fits no parameter.
+        """
+        for pattern in patterns:
+            if pattern not in self.shapes and not fnmatch.filter(self.shapes, pattern):
+                nearest = difflib.get_close_matches(pattern, self.shapes, n=1)
+                meant = f" Did you mean {nearest[0]!r}?" if nearest else ""
+                raise ArgumentError(
+                    f"{pattern!r} fits no trainable parameter. There are {', '.join(map(repr, self.shapes))}.{meant}"
+                )
+        return [n for n in self.shapes if n in patterns or any(fnmatch.fnmatchcase(n, p) for p in patterns)]
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """Return the named tensors that ``vector`` (d,) consists of, as views of it.

@@ -87,41 +87,63 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class TraceEstimate(Estimate):
-    """The trace of an operator, estimated.
+class Measured:
+    """What every result of an estimator tells of how it came about.
+
+    Attributes:
+        num_matvecs: Products with the operator that were spent, or, for a live trace and for a perturbation gap, the
+            pairs of points that stand in for them.
+        gradients: What was spent in all, in gradients of all the data (see :class:`RiskOperator`); None for operators
+            that do not count, such as matrices.
+        seed: Seed of the random draws, if there were any.
+        route: How products were computed, in a few words.
+        converged: False where a tolerance was asked for and the budget ended first.
+    """
+
+    num_matvecs: int
+    gradients: float | None = None
+    seed: int | None = None
+    route: str = ""
+    converged: bool = True
+
+    def cost(self) -> str:
+        """Say what was spent and whether it sufficed."""
+        spent = "" if self.gradients is None else f" = {self.gradients:.3g} gradients"
+        return f"{self.num_matvecs} matvecs{spent}" + ("" if self.converged else ", not converged")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TraceEstimate(Estimate, Measured):
+    """The trace of an operator, estimated; see :class:`Measured` for what it cost.
 
     Attributes:
         value: The estimate.
         stderr: Its standard error.
-        num_matvecs: What it cost: products with the operator, or, for a live trace and for a perturbation gap, the
-            pairs of points that stand in for them.
         samples: The draws whose mean it is, shape (n,), if they were kept.
-        converged: False where a tolerance was asked for and the budget ended first.
+        method: How it was estimated.
+        reason: Why that way was chosen, where ``method="auto"`` chose.
 
     Example:
         >>> TraceEstimate(value=10.7912, stderr=0.1234, num_matvecs=100)
         TraceEstimate(10.79 ± 0.12, 100 matvecs)
     """
 
-    num_matvecs: int
-    converged: bool = True
+    method: str = ""
+    reason: str = ""
 
     def __repr__(self) -> str:
         """Show value, error and cost in one line."""
-        late = "" if self.converged else ", not converged"
-        return f"TraceEstimate({plus_minus(self.value, self.stderr)}, {self.num_matvecs} matvecs{late})"
+        return f"TraceEstimate({plus_minus(self.value, self.stderr)}, {self.cost()})"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class EigenPairs:
-    """Eigenvalues of a symmetric operator with their eigenvectors and residuals.
+class EigenPairs(Measured):
+    """Eigenvalues of a symmetric operator with their eigenvectors and residuals; see :class:`Measured` for the cost.
 
     Attributes:
         values: Eigenvalues in descending order of magnitude, shape (k,), float64 (float32 on devices without it).
         vectors: Unit eigenvectors as columns, shape (d, k).
         residuals: ‖A v - λ v‖ of each pair, shape (k,). An eigenvalue of A lies within this distance of each value.
-        num_matvecs: Products with the operator that were spent.
-        converged: Whether every residual met the tolerance.
 
     Example:
         >>> import torch
@@ -133,8 +155,6 @@ class EigenPairs:
     values: Tensor
     vectors: Tensor
     residuals: Tensor
-    num_matvecs: int
-    converged: bool
 
     def __len__(self) -> int:
         """Return k."""
@@ -144,5 +164,4 @@ class EigenPairs:
         """Show values, residuals and cost in one line."""
         pairs = zip(self.values.tolist(), self.residuals.tolist(), strict=True)
         values = ", ".join(f"{value:.5g} ± {residual:.1g}" for value, residual in pairs)
-        late = "" if self.converged else ", not converged"
-        return f"EigenPairs([{values}], {self.num_matvecs} matvecs{late})"
+        return f"EigenPairs([{values}], {self.cost()})"

@@ -8,20 +8,49 @@ with n_b examples in batch b and ℓ_b their mean loss: a short last batch count
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from flatmin.checks import choice
-from flatmin.curvature.data import Forward, LossFunction, generators_of, num_examples, prepared, reiterable
+from flatmin.curvature.data import (
+    Forward,
+    Functional,
+    LossFunction,
+    generators_of,
+    num_examples,
+    prepared,
+    reiterable,
+    unwrapped,
+)
 from flatmin.curvature.layout import Layout, trainable_parameters
 from flatmin.curvature.observe import Mode, observing
 from flatmin.errors import ArgumentTypeError, DataError, NonFiniteError
 from flatmin.perturb.randomness import RandomState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """One batch, evaluated.
+
+    Attributes:
+        loss: Its mean loss, 0-dim, with its graph where one is recorded.
+        size: The number of its examples.
+        output: What the model returned, with its graph likewise.
+        batch: The batch, on the device of the model.
+        index: Its place in the data.
+    """
+
+    loss: Tensor
+    size: int
+    output: Any
+    batch: Any
+    index: int
 
 
 class EmpiricalRisk:
@@ -32,23 +61,46 @@ class EmpiricalRisk:
     one function. Afterwards the states are put back.
 
     Args:
-        model: The model. Of a compiled one the original module is evaluated, which alone has second derivatives.
+        model: The model, or a function of (parameters, inputs). Of a compiled one the original module is evaluated,
+            which alone has second derivatives.
         loss_fn: ``loss_fn(model(inputs), targets)``, or ``loss_fn(output, batch)`` for batches that are mappings; the
             mean over the examples of the batch.
         batches: Re-iterable batches, see :mod:`flatmin.curvature.data`.
         mode: ``"eval"``: every module in evaluation mode; ``"current"``: as it stands.
+        parameters: Where to measure, by name, for a model that is a function.
+
+    Attributes:
+        num_examples: N, once the data were read; None before.
 
     Raises:
         ArgumentError: No parameter requires gradients.
         ArgumentTypeError: ``model``, ``loss_fn`` or ``batches`` are of the wrong kind.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: LossFunction, batches: Iterable[Any], *, mode: Mode = "eval") -> None:
+    def __init__(
+        self,
+        model: nn.Module | Callable[..., Any],
+        loss_fn: LossFunction,
+        batches: Iterable[Any],
+        *,
+        mode: Mode = "eval",
+        parameters: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        if parameters is not None and not isinstance(model, nn.Module) and callable(model):
+            model = Functional(model, parameters)
         if not isinstance(model, nn.Module):
-            raise ArgumentTypeError(f"model is {model!r}, but a torch.nn.Module is needed.")
+            raise ArgumentTypeError(
+                f"model is {model!r}, but a torch.nn.Module is needed, or a function of (parameters, inputs) together "
+                "with parameters={name: tensor}."
+            )
+        if parameters is not None and not isinstance(model, Functional):
+            raise ArgumentTypeError(
+                f"parameters were given, but the model is a {type(model).__name__}, whose own parameters are measured. "
+                "Leave them out, or pass a function of (parameters, inputs) as model."
+            )
         if not callable(loss_fn):
             raise ArgumentTypeError(f"loss_fn is {loss_fn!r}, but a function of (output, targets) is needed.")
-        self.model: nn.Module = getattr(model, "_orig_mod", model)
+        self.model: nn.Module = unwrapped(model)
         self.parameters = trainable_parameters(self.model)
         self.layout = Layout.of(self.parameters)
         self.device = next(iter(self.parameters.values())).device
@@ -57,7 +109,7 @@ class EmpiricalRisk:
         self._forward = Forward(self.model, loss_fn)
         self._generators = generators_of(batches)
         self._start = self._random_states()
-        self._first_count: int | None = None
+        self.num_examples: int | None = None
         self._last: tuple[tuple, float] | None = None
 
     @contextmanager
@@ -69,11 +121,12 @@ class EmpiricalRisk:
             stack.enter_context(observing(self.model, mode=self._mode, differentiable=differentiable))
             yield
 
-    def losses(self, *, finite: bool = True) -> Iterator[tuple[Tensor, int]]:
-        """Yield, for each batch, its mean loss (0-dim, with its graph where one is recorded) and its examples' number.
+    def losses(self, *, finite: bool = True, skip: int = 0) -> Iterator[BatchLoss]:
+        """Yield each batch with its mean loss.
 
         Args:
             finite: Whether a loss that is not finite is an error.
+            skip: Batches at the beginning that are read but not evaluated.
 
         Raises:
             DataError: No batches, none this time, another number of examples than last time, other data at unchanged
@@ -85,19 +138,26 @@ class EmpiricalRisk:
         for index, item in enumerate(self._batches):
             batch = prepared(item, index, self.device)
             size = num_examples(batch)
-            loss = self._forward(batch)
+            count += size
+            if index < skip:
+                continue
+            output = self._forward.output(batch)
+            loss = self._forward.loss(output, batch)
             value = float(loss.detach())
             if finite and value - value != 0.0:
                 raise NonFiniteError(f"the loss of batch {index} is {value}. {self._blame()}")
-            count, total = count + size, total + size * value
-            yield loss, size
-        self._compare(count, total / count if count else 0.0)
+            total += size * value
+            part = BatchLoss(loss, size, output, batch, index)
+            del loss, output, batch  # or this graph would stay while the next one is built
+            yield part
+            del part
+        self._compare(count, None if skip else total / max(count, 1))
 
     def mean(self, *, finite: bool = True) -> float:
         """Return f(W), summed over batches in float64; errors as in :meth:`losses`."""
         count, total = 0, 0.0
-        for loss, size in self.losses(finite=finite):
-            count, total = count + size, total + size * float(loss.detach())
+        for part in self.losses(finite=finite):
+            count, total = count + part.size, total + part.size * float(part.loss.detach())
         return total / count
 
     def check_weights(self) -> None:
@@ -117,21 +177,23 @@ class EmpiricalRisk:
             "The weights are finite, so look at the data of this batch (NaN in the inputs?) and the loss (log of 0?)."
         )
 
-    def _compare(self, count: int, loss: float) -> None:
+    def _compare(self, count: int, loss: float | None) -> None:
         """Hold this pass against earlier ones: as many examples, and at the same weights the same loss."""
         if count == 0:
-            before = "" if self._first_count is None else f", but {self._first_count} examples the first time"
+            before = "" if self.num_examples is None else f", but {self.num_examples} examples the first time"
             raise DataError(
                 f"batches gave no batch{before}. Likely cause: an empty split, drop_last=True with a batch size above "
                 "the number of examples, or an iterator that ran dry. Pass a list or a DataLoader that is not empty."
             )
-        if self._first_count not in (None, count):
+        if self.num_examples not in (None, count):
             raise DataError(
-                f"the data changed: {self._first_count} examples in the first pass and {count} in this one. All passes "
+                f"the data changed: {self.num_examples} examples in the first pass and {count} in this one. All passes "
                 "must see the same data; fix the sampler, or pass list(loader)."
             )
-        self._first_count = count
-        place = tuple((p.data_ptr(), p._version) for p in self.parameters.values())
+        self.num_examples = count
+        if loss is None:
+            return
+        place = self.place()
         dtype = max((p.dtype for p in self.parameters.values()), key=lambda dtype: torch.finfo(dtype).eps)
         tolerance = torch.finfo(dtype).eps ** 0.5 * (1.0 + abs(loss))
         if self._last is not None and self._last[0] == place and abs(loss - self._last[1]) > tolerance:
@@ -142,6 +204,10 @@ class EmpiricalRisk:
             )
         self._last = (place, loss)
 
+    def place(self) -> tuple[tuple[int, int], ...]:
+        """Return what changes whenever the weights do."""
+        return tuple((p.data_ptr(), p._version) for p in self.parameters.values())
+
     def _random_states(self) -> tuple[RandomState, list[Tensor]]:
         devices = {p.device for p in self.parameters.values()}
         return RandomState.capture(devices), [generator.get_state() for generator in self._generators]
@@ -150,3 +216,12 @@ class EmpiricalRisk:
         states[0].restore()
         for generator, state in zip(self._generators, states[1], strict=True):
             generator.set_state(state)
+
+
+def check_depends(loss: Tensor) -> None:
+    """Raise ArgumentTypeError unless ``loss`` has a graph."""
+    if not loss.requires_grad:
+        raise ArgumentTypeError(
+            "the loss depends on no trainable parameter. Likely cause: detach(), .data or no_grad inside the model "
+            "or the loss, or only frozen parameters are used."
+        )

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flatmin.checks import choice, positive, whole
-from flatmin.curvature.risk import EmpiricalRisk
-from flatmin.errors import ArgumentError, ArgumentTypeError, NonFiniteError
+from flatmin.curvature.risk import EmpiricalRisk, check_depends
+from flatmin.errors import ArgumentError, NonFiniteError
 from flatmin.measures.rise import RadiusSearch, Rise, search
 from flatmin.noise import resolve_law
 from flatmin.perturb.flow import NOISE_SCALES, Draw
@@ -201,16 +201,12 @@ def _ascent(risk: EmpiricalRisk) -> Vector:
     """Return the gradient of the loss over all data, of length one."""
     parameters, gradient, count = list(risk.parameters.values()), Vector({}), 0
     with torch.enable_grad():
-        for loss, size in risk.losses():
-            if not loss.requires_grad:
-                raise ArgumentTypeError(
-                    "the loss depends on no trainable parameter. Likely cause: detach(), .data or no_grad inside the "
-                    "model or the loss, or only frozen parameters are used."
-                )
-            parts = torch.autograd.grad(loss, parameters, allow_unused=True)
-            count += size
+        for part in risk.losses():
+            check_depends(part.loss)
+            parts = torch.autograd.grad(part.loss, parameters, allow_unused=True)
+            count += part.size
             # A running mean, since a sum over examples may overflow in 16 bits.
-            share, batch = size / count, Vector({i: part for i, part in enumerate(parts) if part is not None})
+            share, batch = part.size / count, Vector({i: g for i, g in enumerate(parts) if g is not None})
             gradient = (1 - share) * gradient + share * batch
     length = float(gradient.norm())
     if not math.isfinite(length):

@@ -1,0 +1,94 @@
+"""An operator as estimators see it: checked, its products counted, its cost known."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from flatmin.curvature.operators.protocol import LinearOperator, dimension
+from flatmin.errors import NonFiniteError
+from flatmin.vectors import accumulation_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Counted:
+    """Multiplies by an operator and keeps the account.
+
+    Args:
+        operator: Anything with ``shape`` (d, d), ``dtype``, ``device`` and ``@``.
+
+    Attributes:
+        operator: The operator.
+        d: Its dimension.
+        dtype: Type of its vectors.
+        device: Device of its vectors.
+        num_matvecs: Products so far.
+
+    Raises:
+        ArgumentError: It is not square, or empty.
+        ArgumentTypeError: It is no operator, or one of integers or complex numbers.
+
+    Example:
+        >>> A = Counted(torch.eye(3))
+        >>> _ = A.products(torch.ones(3, 5))
+        >>> A.cost()
+        {'num_matvecs': 5, 'gradients': None, 'route': ''}
+    """
+
+    def __init__(self, operator: LinearOperator) -> None:
+        self.operator = operator
+        self.d = dimension(operator)
+        self.dtype, self.device = operator.dtype, operator.device
+        self.num_matvecs = 0
+        self._before: float | None = getattr(operator, "gradients", None)
+
+    def products(self, block: Tensor) -> Tensor:
+        """Return the products with the columns of ``block`` (d, m).
+
+        Raises:
+            NonFiniteError: One is not finite.
+        """
+        self.num_matvecs += block.shape[1]
+        return self._finite(self.operator @ block.to(self.dtype))
+
+    def forms(self, block: Tensor) -> Tensor:
+        """Return x'Ax for every column x of ``block`` (d, m), shape (m,), in float64; each counts as a product.
+
+        An operator with ``quadratic_forms`` is asked for them, which may be cheaper than products.
+
+        Raises:
+            NonFiniteError: One is not finite.
+        """
+        self.num_matvecs += block.shape[1]
+        block = block.to(self.dtype)
+        forms = getattr(self.operator, "quadratic_forms", None)
+        if forms is not None:
+            return self._finite(forms(block))
+        return self._finite(torch.sum(block * (self.operator @ block), dim=0, dtype=accumulation_dtype(self.device)))
+
+    def session(self) -> AbstractContextManager[Any]:
+        """Return the context in which several products are cheaper, if the operator has one."""
+        session = getattr(self.operator, "session", None)
+        return nullcontext() if session is None else session()
+
+    def cost(self) -> dict[str, Any]:
+        """Return the fields of :class:`Measured` that tell what was spent, and by which route."""
+        now = getattr(self.operator, "gradients", None)
+        spent = None if now is None else now - (self._before or 0.0)
+        return {
+            "num_matvecs": self.num_matvecs,
+            "gradients": spent,
+            "route": getattr(self.operator, "route", ""),
+        }
+
+    def _finite(self, result: Tensor) -> Tensor:
+        if not result.isfinite().all():
+            raise NonFiniteError(
+                "a product with the operator is not finite, so nothing can be estimated. Look for NaN or infinity in "
+                "the operator, or for an overflow of its type."
+            )
+        return result
