@@ -149,3 +149,15 @@ def test_several_inputs():
 def test_messages(do, message):
     with pytest.raises(ArgumentError, match=message):
         do(Hessian(*case("tanh")))
+
+
+def test_what_is_made_of_one_risk_counts_once():
+    H = Hessian(*case("ragged"))
+    R = H.related(FunctionalHessian)
+    vector = torch.ones(H.shape[0], dtype=torch.float64)
+    torch.testing.assert_close(R @ vector, FunctionalHessian(*case("ragged")) @ vector)
+    (H + R) @ vector
+    assert H.gradients == R.gradients == (H + R).gradients == pytest.approx(9)
+    apart = H + GGN(*case("ragged"))
+    apart @ vector
+    assert apart.gradients == pytest.approx(9 + 3 + 1 + 4 / 3)

@@ -111,6 +111,7 @@ class EmpiricalRisk:
         self._start = self._random_states()
         self.num_examples: int | None = None
         self._last: tuple[tuple, float] | None = None
+        self._work = 0.0  # in gradients of one example
 
     @contextmanager
     def observed(self, *, differentiable: bool = False) -> Iterator[None]:
@@ -159,6 +160,15 @@ class EmpiricalRisk:
         for part in self.losses(finite=finite):
             count, total = count + part.size, total + part.size * float(part.loss.detach())
         return total / count
+
+    def spend(self, cost: float, size: int) -> None:
+        """Count work of ``cost`` gradients on ``size`` examples."""
+        self._work += cost * size
+
+    @property
+    def gradients(self) -> float:
+        """What was counted so far, in gradients of all the data."""
+        return self._work / self.num_examples if self.num_examples else 0.0
 
     def check_weights(self) -> None:
         """Raise NonFiniteError if a trainable parameter holds NaN or infinity."""

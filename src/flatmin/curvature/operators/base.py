@@ -53,7 +53,12 @@ class Operator(ABC):
     @property
     def gradients(self) -> float:
         """What was spent on products so far, in gradients of all the data; see :class:`RiskOperator`."""
-        return sum(part.gradients for part in self.parts if part is not self)
+        return sum({part.meter: part.gradients for part in self.parts if part is not self}.values())
+
+    @property
+    def meter(self) -> object:
+        """What counts: operators with one meter report the same ``gradients``."""
+        return self
 
     @property
     def route(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from contextlib import ExitStack, contextmanager
 from functools import reduce
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from flatmin.curvature.risk import BatchLoss
 
 _SHARE = 0.25  # of the memory that is free when a session begins
+
+
+Kind = TypeVar("Kind", bound="RiskOperator")
 
 
 class Product(Protocol):
@@ -106,15 +109,31 @@ class RiskOperator(Operator):
     ) -> None:
         if memory is not None:
             whole("memory", memory, minimum=0, hint="It counts the bytes that graphs may take during a session.")
-        self.risk = EmpiricalRisk(model, loss_fn, batches, mode=mode, parameters=parameters)
-        self.layout = self.risk.layout
+        self._set_up(EmpiricalRisk(model, loss_fn, batches, mode=mode, parameters=parameters), memory)
+
+    def _set_up(self, risk: EmpiricalRisk, memory: int | None) -> None:
+        self.risk = risk
+        self.layout = risk.layout
         self.shape = (self.layout.numel, self.layout.numel)
-        self.device = self.risk.device
-        types = (parameter.dtype for parameter in self.risk.parameters.values())
+        self.device = risk.device
+        types = (parameter.dtype for parameter in risk.parameters.values())
         self.dtype: torch.dtype = reduce(torch.promote_types, types, torch.float32)
         self._memory = memory
         self._session: _Session | None = None
-        self._work = 0.0  # in gradients of one example
+
+    def related(self, kind: type[Kind]) -> Kind:
+        """Return the operator of another kind on the same risk; what both spend is counted together.
+
+        Example:
+            >>> from flatmin.curvature import Hessian
+            >>> from flatmin.curvature.operators import GGN
+            >>> H = Hessian(nn.Linear(2, 1), nn.functional.mse_loss, [(torch.ones(1, 2), torch.ones(1, 1))])
+            >>> H.related(GGN)
+            GGN(Linear, 3 parameters)
+        """
+        operator = kind.__new__(kind)
+        operator._set_up(self.risk, self._memory)
+        return operator
 
     @abstractmethod
     def _prepare(self, part: BatchLoss) -> Product:
@@ -123,7 +142,12 @@ class RiskOperator(Operator):
     @property
     def gradients(self) -> float:
         """What was spent on products so far, in gradients of all the data."""
-        return self._work / self.risk.num_examples if self.risk.num_examples else 0.0
+        return self.risk.gradients
+
+    @property
+    def meter(self) -> object:
+        """The risk, which counts for all operators on it."""
+        return self.risk
 
     def __repr__(self) -> str:
         """Show of what it is."""
@@ -169,7 +193,7 @@ class RiskOperator(Operator):
         session = self._session
         if session is None:
             for part in self.risk.losses():
-                self._work += self._BUILD * part.size
+                self.risk.spend(self._BUILD, part.size)
                 yield self._prepare(part), part.size, False
                 del part  # or its graph would stay while the next one is built
             return
@@ -182,7 +206,7 @@ class RiskOperator(Operator):
             return
         known = len(session.kept)
         for part in self.risk.losses(skip=known):
-            self._work += self._BUILD * part.size
+            self.risk.spend(self._BUILD, part.size)
             product, size = self._prepare(part), part.size
             del part
             yield product, size, self._keep(session, product, size)
@@ -211,7 +235,7 @@ class RiskOperator(Operator):
             for into, part in zip(total[:, j].split(self.layout.sizes), image, strict=True):
                 if part is not None:
                     into.add_(part.detach().reshape(-1).to(self.device, self.dtype), alpha=weight)
-        self._work += product.cost * weight * columns.shape[1]
+        self.risk.spend(product.cost * columns.shape[1], weight)
 
 
 def loss_gradients(part: BatchLoss, parameters: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
