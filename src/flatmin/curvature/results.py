@@ -122,6 +122,7 @@ class TraceEstimate(Estimate, Measured):
         samples: The draws whose mean it is, shape (n,), if they were kept.
         method: How it was estimated.
         reason: Why that way was chosen, where ``method="auto"`` chose.
+        eigenvalues: The eigenvalues of largest magnitude, where they were found on the way.
 
     Example:
         >>> TraceEstimate(value=10.7912, stderr=0.1234, num_matvecs=100)
@@ -130,6 +131,7 @@ class TraceEstimate(Estimate, Measured):
 
     method: str = ""
     reason: str = ""
+    eigenvalues: EigenPairs | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         """Show value, error and cost in one line."""
