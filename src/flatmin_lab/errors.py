@@ -6,7 +6,9 @@ The tree::
     ├── DivergedError                          training reached NaN or infinity
     ├── StoreError                             a run folder cannot be read or written, or holds something else
     │   └── LockedError                        another process works in the same run folder
-    └── WorkerError                            a worker process ended before its run did
+    ├── WorkerError                            a worker process ended before its run did
+    ├── WeightsError                           weights cannot be read, or fit no known model
+    └── MissingPackageError                    a package that only this data or model needs is not installed
 """
 
 from __future__ import annotations
@@ -43,3 +45,11 @@ class LockedError(StoreError):
 
 class WorkerError(LabError):
     """A worker process ended before its run did."""
+
+
+class WeightsError(LabError):
+    """Weights cannot be read, or fit no known model."""
+
+
+class MissingPackageError(LabError):
+    """A package that only this data or model needs is not installed."""

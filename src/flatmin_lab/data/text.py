@@ -1,0 +1,104 @@
+"""Sentences with two classes, read from one archive of text data.
+
+- Dolan and Brockett (2005). Automatically constructing a corpus of sentential paraphrases (MRPC).
+- Geva et al. Did Aristotle use a laptop? arXiv:2101.02235 (StrategyQA).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import lzma
+import tarfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flatmin.errors import DataError
+from flatmin_lab.data.root import file_of
+from flatmin_lab.seeds import generator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+ARCHIVE = "text.tar.xz"
+_NUM_TEST = 500
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Texts, each one sentence or a pair, and their classes.
+
+    Attributes:
+        first: The sentences.
+        second: Their partners; None where sentences stand alone.
+        labels: Classes, 0 or 1.
+    """
+
+    first: tuple[str, ...]
+    second: tuple[str, ...] | None
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def chosen(self, indices: list[int]) -> Sentences:
+        """Return those at ``indices``."""
+        pick = lambda items: tuple(items[i] for i in indices)  # noqa: E731
+        return Sentences(pick(self.first), None if self.second is None else pick(self.second), pick(self.labels))
+
+
+def mrpc(root: Path, *, test: bool) -> Sentences:
+    """Pairs of sentences from the news: 1 where the second says what the first does.
+
+    The pairs are those of the original training file; 500 of them, the same always, are held out as test.
+
+    Args:
+        root: Folder of `ARCHIVE`.
+        test: Whether the pairs held out, or the others.
+
+    Raises:
+        DataError: The archive is missing or damaged.
+    """
+    lines = _member(root, "msr_paraphrase_train.txt").decode("utf-8-sig").splitlines()
+    rows = [row for row in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if len(row) == 5]
+    whole = Sentences(
+        tuple(row[3] for row in rows[1:]), tuple(row[4] for row in rows[1:]), tuple(int(row[0]) for row in rows[1:])
+    )
+    import torch
+
+    order = torch.randperm(len(whole), generator=generator(0, "mrpc: test split")).tolist()
+    return whole.chosen(order[:_NUM_TEST] if test else order[_NUM_TEST:])
+
+
+def strategyqa(root: Path, *, test: bool) -> Sentences:
+    """Questions that take several steps to answer: 1 where the answer is yes.
+
+    Args:
+        root: Folder of `ARCHIVE`.
+        test: Whether the development questions, or those to train on.
+
+    Raises:
+        DataError: The archive is missing or damaged.
+    """
+    rows = json.loads(_member(root, f"strategyqa_{'dev' if test else 'train'}.json"))
+    return Sentences(tuple(row["question"] for row in rows), None, tuple(int(row["answer"]) for row in rows))
+
+
+TEXTS: dict[str, Callable[..., Sentences]] = {"mrpc": mrpc, "strategyqa": strategyqa}
+"""The data sets by name."""
+
+
+def _member(root: Path, name: str) -> bytes:
+    path = file_of(root, ARCHIVE)
+    try:
+        with tarfile.open(path, "r:xz") as archive:
+            found = next((m for m in archive if m.name.removeprefix("./") == name), None)
+            file = None if found is None else archive.extractfile(found)
+            if file is None:
+                raise DataError(
+                    f"{path} holds no {name}. Likely cause: it is another archive. Name another --data-root."
+                )
+            return file.read()
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        raise DataError(f"{path} cannot be read ({error}). Likely cause: it is damaged. Copy it again.") from error
