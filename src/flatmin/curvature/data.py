@@ -132,6 +132,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def compiled(model: nn.Module) -> nn.Module | None:
+    """Return the compiled module that ``model`` is or wraps, for forward passes; None if there is none."""
+    while isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    inner = getattr(model, "_orig_mod", None)
+    return None if inner is None or unwrapped(inner) is not inner else model
+
+
 class Functional(nn.Module):
     """A function of (parameters, inputs) as a module, so that it is measured like one.
 
@@ -162,11 +170,13 @@ class Forward:
     Args:
         model: The model.
         loss_fn: See :data:`LossFunction`.
+        compiled: The same model compiled, which is called where no graph is recorded.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
+    def __init__(self, model: nn.Module, loss_fn: LossFunction, compiled: nn.Module | None = None) -> None:
         self._model = model
         self._loss_fn = loss_fn
+        self._compiled = compiled
         function = model._function if isinstance(model, Functional) else model.forward
         parameters = inspect.signature(function).parameters.values()
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -178,12 +188,13 @@ class Forward:
         Raises:
             DataError: The model has no argument for any entry of a mapping.
         """
+        model = self._model if self._compiled is None or torch.is_grad_enabled() else self._compiled
         if isinstance(batch, Mapping):
-            return self._model(**self._inputs(batch))
+            return model(**self._inputs(batch))
         inputs = batch[0]
         if isinstance(inputs, Mapping):
-            return self._model(**inputs)
-        return self._model(*inputs) if isinstance(inputs, tuple) else self._model(inputs)
+            return model(**inputs)
+        return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
     def loss(self, output: Any, batch: Any) -> Tensor:
         """Return the loss of ``output``, a 0-dim tensor.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from flatmin.curvature.data import (
     Forward,
     Functional,
     LossFunction,
+    compiled,
     generators_of,
     num_examples,
     prepared,
@@ -34,6 +35,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
 
+class Batch(NamedTuple):
+    """One batch, read.
+
+    Attributes:
+        content: The batch, on the device of the model.
+        size: The number of its examples.
+        index: Its place in the data.
+        start: The random states that it is evaluated from.
+    """
+
+    content: Any
+    size: int
+    index: int
+    start: RandomState
+
+
 @dataclass(frozen=True)
 class BatchLoss:
     """One batch, evaluated.
@@ -44,6 +61,7 @@ class BatchLoss:
         output: What the model returned, with its graph likewise.
         batch: The batch, on the device of the model.
         index: Its place in the data.
+        start: The random states that it was evaluated from.
     """
 
     loss: Tensor
@@ -51,6 +69,7 @@ class BatchLoss:
     output: Any
     batch: Any
     index: int
+    start: RandomState
 
 
 class EmpiricalRisk:
@@ -61,8 +80,8 @@ class EmpiricalRisk:
     one function. Afterwards the states are put back.
 
     Args:
-        model: The model, or a function of (parameters, inputs). Of a compiled one the original module is evaluated,
-            which alone has second derivatives.
+        model: The model, or a function of (parameters, inputs). A compiled one is run as such in forward passes alone;
+            otherwise its original module is, which alone has second derivatives.
         loss_fn: ``loss_fn(model(inputs), targets)``, or ``loss_fn(output, batch)`` for batches that are mappings; the
             mean over the examples of the batch.
         batches: Re-iterable batches, see :mod:`flatmin.curvature.data`.
@@ -106,11 +125,11 @@ class EmpiricalRisk:
         self.device = next(iter(self.parameters.values())).device
         self._mode: Mode = "eval" if choice("mode", mode, get_args(Mode)) == "eval" else "current"
         self._batches = reiterable(batches)
-        self._forward = Forward(self.model, loss_fn)
+        self._forward = Forward(self.model, loss_fn, compiled(model))
         self._generators = generators_of(batches)
         self._start = self._random_states()
         self.num_examples: int | None = None
-        self._last: tuple[tuple, float] | None = None
+        self._last: tuple[tuple, list[float]] | None = None
         self._work = 0.0  # in gradients of one example
 
     @contextmanager
@@ -134,25 +153,44 @@ class EmpiricalRisk:
                 weights, or a batch of unknown form.
             NonFiniteError: A loss is NaN or infinite.
         """
-        self._set_random_states(self._start)
-        count, total = 0, 0.0
-        for index, item in enumerate(self._batches):
-            batch = prepared(item, index, self.device)
-            size = num_examples(batch)
-            count += size
-            if index < skip:
+        totals = []
+        for item in self.read():
+            if item.index < skip:
                 continue
-            output = self._forward.output(batch)
-            loss = self._forward.loss(output, batch)
-            value = float(loss.detach())
-            if finite and value - value != 0.0:
-                raise NonFiniteError(f"the loss of batch {index} is {value}. {self._blame()}")
-            total += size * value
-            part = BatchLoss(loss, size, output, batch, index)
-            del loss, output, batch  # or this graph would stay while the next one is built
+            part = self.evaluate(item, finite=finite)
+            totals.append(part.size * float(part.loss.detach()))
             yield part
-            del part
-        self._compare(count, None if skip else total / max(count, 1))
+            del part  # or its graph would stay while the next one is built
+        self._compare(totals, skip)
+
+    def read(self) -> Iterator[Batch]:
+        """Yield each batch without evaluating it, from the random states in which every pass starts.
+
+        Raises:
+            DataError: As for :meth:`losses`, but for the data's content.
+        """
+        self._set_random_states(self._start)
+        count = 0
+        for index, item in enumerate(self._batches):
+            content = prepared(item, index, self.device)
+            batch = Batch(content, num_examples(content), index, self._random_states()[0])
+            count += batch.size
+            yield batch
+        self._count(count)
+
+    def evaluate(self, item: Batch, *, finite: bool = True) -> BatchLoss:
+        """Return a batch with its mean loss at the present weights, from the random states it was read at.
+
+        Raises:
+            NonFiniteError: The loss is NaN or infinite, and ``finite`` is asked for.
+        """
+        item.start.restore()
+        output = self._forward.output(item.content)
+        loss = self._forward.loss(output, item.content)
+        value = float(loss.detach())
+        if finite and value - value != 0.0:
+            raise NonFiniteError(f"the loss of batch {item.index} is {value}. {self._blame()}")
+        return BatchLoss(loss, item.size, output, item.content, item.index, item.start)
 
     def mean(self, *, finite: bool = True) -> float:
         """Return f(W), summed over batches in float64; errors as in :meth:`losses`."""
@@ -160,6 +198,15 @@ class EmpiricalRisk:
         for part in self.losses(finite=finite):
             count, total = count + part.size, total + part.size * float(part.loss.detach())
         return total / count
+
+    def output(self, part: BatchLoss) -> Any:
+        """Return what the model makes of the batch of ``part`` at its present weights, from the same random states."""
+        part.start.restore()
+        return self._forward.output(part.batch)
+
+    def loss(self, output: Any, part: BatchLoss) -> Tensor:
+        """Return the loss of ``output`` for the batch of ``part``, 0-dim."""
+        return self._forward.loss(output, part.batch)
 
     def spend(self, cost: float, size: int) -> None:
         """Count work of ``cost`` gradients on ``size`` examples."""
@@ -187,8 +234,8 @@ class EmpiricalRisk:
             "The weights are finite, so look at the data of this batch (NaN in the inputs?) and the loss (log of 0?)."
         )
 
-    def _compare(self, count: int, loss: float | None) -> None:
-        """Hold this pass against earlier ones: as many examples, and at the same weights the same loss."""
+    def _count(self, count: int) -> None:
+        """Hold the number of examples of this pass against earlier ones."""
         if count == 0:
             before = "" if self.num_examples is None else f", but {self.num_examples} examples the first time"
             raise DataError(
@@ -201,18 +248,22 @@ class EmpiricalRisk:
                 "must see the same data; fix the sampler, or pass list(loader)."
             )
         self.num_examples = count
-        if loss is None:
-            return
-        place = self.place()
-        dtype = max((p.dtype for p in self.parameters.values()), key=lambda dtype: torch.finfo(dtype).eps)
-        tolerance = torch.finfo(dtype).eps ** 0.5 * (1.0 + abs(loss))
-        if self._last is not None and self._last[0] == place and abs(loss - self._last[1]) > tolerance:
-            raise DataError(
-                f"the data changed: at the same weights the mean loss was {self._last[1]:.6g} in an earlier pass and "
-                f"is {loss:.6g} in this one. Likely cause: augmentation or sampling by generators of their own. Pass "
-                "list(loader) to measure on one fixed version of the data."
-            )
-        self._last = (place, loss)
+
+    def _compare(self, totals: list[float], skip: int) -> None:
+        """Hold the losses of the batches from ``skip`` on against those of an earlier pass at the same weights."""
+        place, count = self.place(), self.num_examples or 1
+        if self._last is not None and self._last[0] == place:
+            before, now = sum(self._last[1][skip:]) / count, sum(totals) / count
+            dtype = max((p.dtype for p in self.parameters.values()), key=lambda dtype: torch.finfo(dtype).eps)
+            if abs(now - before) > torch.finfo(dtype).eps ** 0.5 * (1.0 + abs(before)):
+                raise DataError(
+                    f"the data changed: at the same weights the mean loss was {before:.6g} in an earlier pass and is "
+                    f"{now:.6g} in this one{' (without the batches whose graphs are kept)' if skip else ''}. Likely "
+                    "cause: augmentation or sampling by generators of their own. Pass list(loader) to measure on one "
+                    "fixed version of the data."
+                )
+        if not skip:
+            self._last = (place, totals)
 
     def place(self) -> tuple[tuple[int, int], ...]:
         """Return what changes whenever the weights do."""

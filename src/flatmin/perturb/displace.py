@@ -92,9 +92,7 @@ class Displacer:
     def displace(self, displacement: Displacement) -> None:
         """Move the parameters to w + ``displacement``, from wherever they are."""
         if isinstance(displacement, Draw) and isinstance(self.at, Draw) and displacement == -self.at:
-            self._prepare()
-            self._reflect()
-            self.at = displacement
+            self.reflect()
             return
         self.restore()
         if isinstance(displacement, Stay):
@@ -127,10 +125,16 @@ class Displacer:
         elif tensors:
             torch._foreach_add_([self._here[i] for i in tensors], list(tensors.values()))
 
-    def _reflect(self) -> None:
+    @torch.no_grad()
+    def reflect(self) -> None:
+        """Move the parameters from w + u to w - u, whatever u is; nowhere if they are at rest."""
+        if isinstance(self.at, Stay) or self._snapshot is None:
+            return
+        self._prepare()
         here = list(self._here.values())
         torch._foreach_neg_(here)
-        torch._foreach_add_(here, self._snapshot or [], alpha=2)  # an exact product, so a single rounding
+        torch._foreach_add_(here, self._snapshot, alpha=2)  # an exact product, so a single rounding
+        self.at = None if self.at is None else -self.at
 
     @torch.no_grad()
     def alignments(self, gradients: Mapping[int, Tensor]) -> dict[int, Tensor]:
