@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from flatmin.curvature.journal import current
 from flatmin.curvature.operators.protocol import LinearOperator, dimension
 from flatmin.errors import NonFiniteError
 from flatmin.vectors import accumulation_dtype
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 
 class Counted:
-    """Multiplies by an operator and keeps the account.
+    """Multiplies by an operator and keeps the account; an open :class:`Journal` is asked first.
 
     Args:
         operator: Anything with ``shape`` (d, d), ``dtype``, ``device`` and ``@``.
@@ -45,6 +48,7 @@ class Counted:
         self.dtype, self.device = operator.dtype, operator.device
         self.num_matvecs = 0
         self._before: float | None = getattr(operator, "gradients", None)
+        self._recalled = 0.0  # gradients that answers from a journal had cost
 
     def products(self, block: Tensor) -> Tensor:
         """Return the products with the columns of ``block`` (d, m).
@@ -53,7 +57,8 @@ class Counted:
             NonFiniteError: One is not finite.
         """
         self.num_matvecs += block.shape[1]
-        return self._finite(self.operator @ block.to(self.dtype))
+        block = block.to(self.dtype)
+        return self._answer("products", block, lambda: self.operator @ block)
 
     def forms(self, block: Tensor) -> Tensor:
         """Return x'Ax for every column x of ``block`` (d, m), shape (m,), in float64; each counts as a product.
@@ -65,10 +70,7 @@ class Counted:
         """
         self.num_matvecs += block.shape[1]
         block = block.to(self.dtype)
-        forms = getattr(self.operator, "quadratic_forms", None)
-        if forms is not None:
-            return self._finite(forms(block))
-        return self._finite(torch.sum(block * (self.operator @ block), dim=0, dtype=accumulation_dtype(self.device)))
+        return self._answer("forms", block, lambda: self._forms(block))
 
     def session(self) -> AbstractContextManager[Any]:
         """Return the context in which several products are cheaper, if the operator has one."""
@@ -78,12 +80,27 @@ class Counted:
     def cost(self) -> dict[str, Any]:
         """Return the fields of :class:`Measured` that tell what was spent, and by which route."""
         now = getattr(self.operator, "gradients", None)
-        spent = None if now is None else now - (self._before or 0.0)
+        spent = None if now is None else now - (self._before or 0.0) + self._recalled
         return {
             "num_matvecs": self.num_matvecs,
             "gradients": spent,
             "route": getattr(self.operator, "route", ""),
         }
+
+    def _forms(self, block: Tensor) -> Tensor:
+        forms = getattr(self.operator, "quadratic_forms", None)
+        if forms is not None:
+            return forms(block)
+        return torch.sum(block * (self.operator @ block), dim=0, dtype=accumulation_dtype(self.device))
+
+    def _answer(self, kind: str, block: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        journal = current()
+        if journal is None:
+            return self._finite(compute())
+        spent = lambda: getattr(self.operator, "gradients", None) or 0.0  # noqa: E731
+        answer, recalled = journal.answer(kind, block, lambda: self._finite(compute()), spent)
+        self._recalled += recalled
+        return answer
 
     def _finite(self, result: Tensor) -> Tensor:
         if not result.isfinite().all():

@@ -139,7 +139,8 @@ def _recognised(weights: Mapping[str, Tensor], path: Path) -> str:
     raise WeightsError(
         f"{path} fits no network that is known here; its first weights are {', '.join(list(weights)[:4])}. Known are "
         "CIFAR ResNets (conv1, bn1, layer1.0.conv1, ..., linear), multilayer perceptrons as nn.Sequential (0.weight, "
-        "0.bias, 2.weight, ...), and folders of transformers. For any other: flatmin.measures.measure(model, loss_fn, batches)."
+        "0.bias, 2.weight, ...), and folders of transformers. Any other is measured from Python: "
+        "flatmin.measures.measure(model, loss_fn, batches)."
     )
 
 
@@ -171,7 +172,8 @@ def _load_strictly(model: nn.Module, weights: Mapping[str, Tensor], what: str) -
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise WeightsError(
             f"{what}: {'; '.join(problems[:3])}{more}. Likely cause: these are weights of another network. Leave out "
-            "--model to have it recognised, or measure it from Python: flatmin.measures.measure(model, loss_fn, batches)."
+            "--model to have it recognised, or measure it from Python: flatmin.measures.measure(model, loss_fn, "
+            "batches)."
         )
     model.to(next(iter(weights.values())).dtype)
     model.load_state_dict(weights, strict=False)
@@ -195,7 +197,8 @@ def _of_run(path: Path) -> Subject:
         spec: RunSpec = RunSpec.model_validate_json((path / "spec.json").read_bytes())
     except ValidationError as error:
         raise WeightsError(
-            f"{path / 'spec.json'} cannot be read. Likely cause: it was edited, or written by another version of flatmin."
+            f"{path / 'spec.json'} cannot be read. Likely cause: it was edited, or written by another version of "
+            "flatmin. Name its weights.pt instead."
         ) from error
     model = network(spec.model_copy(update={"device": "cpu"}))
     _load_strictly(model, read_weights(path / "weights.pt"), str(path))
