@@ -62,7 +62,8 @@ def test_eigenpairs_print():
     pairs = EigenPairs(
         values=torch.tensor([3.0, -1.25]),
         vectors=torch.eye(2),
-        residuals=torch.tensor([0.01, 0.0]),
+        residuals=torch.tensor([0.1, 0.0]),
+        errors=torch.tensor([0.01, 0.0]),
         num_matvecs=9,
         converged=False,
     )

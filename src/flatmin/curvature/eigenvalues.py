@@ -1,123 +1,120 @@
-r"""The eigenvalues of largest magnitude of a symmetric operator, from products alone.
+r"""The outermost eigenvalues of a symmetric operator, from products alone.
 
+- Lanczos, C. (1950). An iteration method for the solution of the eigenvalue problem of linear operators.
 - Golub, G. and Underwood, R. (1977). The block Lanczos method for computing eigenvalues.
-- Saad, Y. (2011). Numerical methods for large eigenvalue problems, chapter 6.
+- Saad, Y. (2011). Numerical methods for large eigenvalue problems, chapters 3 and 6.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from flatmin.checks import positive, whole
+from flatmin.checks import choice, positive, whole
+from flatmin.curvature.counted import Counted
 from flatmin.curvature.krylov import Krylov
-from flatmin.curvature.operators import dimension
 from flatmin.curvature.results import EigenPairs
+from flatmin.curvature.ritz import Ritz
 from flatmin.errors import ArgumentError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from flatmin.curvature.operators import LinearOperator
 
+Which = Literal["magnitude", "largest", "smallest", "both"]
+
+_SCORES: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
+    "magnitude": (torch.abs,),
+    "largest": (torch.positive,),
+    "smallest": (torch.neg,),
+    "both": (torch.positive, torch.neg),
+}
+
 
 def top_eigenvalues(
-    operator: LinearOperator,
+    operator: LinearOperator | Krylov,
     k: int = 1,
     *,
+    which: Which = "magnitude",
     seed: int = 0,
     tol: float = 1e-3,
+    block_size: int = 1,
     max_matvecs: int | None = None,
 ) -> EigenPairs:
-    r"""Find the k eigenvalues of largest magnitude, of either sign, by block Lanczos with full reorthogonalisation.
-
-    From k + 1 random vectors V₀ the space span(V₀, A V₀, A² V₀, ...) is built, and the eigenpairs (θ, V s) of A
-    restricted to it are taken (Rayleigh and Ritz). A block finds eigenvalues that occur several times, which a single
-    vector cannot, and its one vector more than k guards against a start that happens to be all but orthogonal to an
-    eigenvector. Coefficients are computed in float64, whatever the type of the operator; the residual of each pair,
-
-    .. math:: \|A x - \theta x\|, \qquad |\theta - \lambda| \le \|A x - \theta x\| \text{ for some eigenvalue } \lambda,
-
-    comes out of them without another product. The run ends when all k residuals are at most ``tol`` · \|θ\| (or at the
-    rounding error, 100 ε max \|θ\|, which is where zero eigenvalues end) and no Ritz value outside the k could, within
-    its own residual, still overtake them.
-
-    Cost: k + 1 products a block, each block a single call of ``operator @ block``; about six blocks where the spectrum
-    has outliers, as Hessians have. Memory: one vector of d coordinates for each product, and 6 (k + 1) more.
-
-    Args:
-        operator: Anything with ``shape`` (d, d), ``dtype``, ``device`` and ``@``; symmetric.
-        k: How many; at most d.
-        seed: Seed of the random start.
-        tol: Relative residual to reach. The error of an isolated eigenvalue is of the order of its square.
-        max_matvecs: The most products to spend; at least k + 1. Default: the larger of 100 and 20 k.
-
-    Returns:
-        Values and residuals of shape (k,), on the CPU; vectors of shape (d, k), on the operator's device. For a
-        :class:`Hessian`, ``H.layout.split(vectors[:, 0])`` gives an eigenvector as named tensors. ``converged`` is
-        False if the budget ended first.
-
-    Raises:
-        ArgumentError: k exceeds d, the operator is not square or not symmetric, or an argument is out of range.
-        ArgumentTypeError: The operator is none, or another argument is no number.
-        NonFiniteError: A product is not finite.
-
-    Example:
-        >>> A = torch.diag(torch.tensor([1.0, -5.0, 3.0, 0.5]))
-        >>> [round(value, 3) for value in top_eigenvalues(A, k=2).values.tolist()]
-        [-5.0, 3.0]
-    """
-    d = dimension(operator)
-    whole("k", k, minimum=1, hint="It is the number of eigenvalues.")
-    if k > d:
-        raise ArgumentError(f"k is {k}, but the operator has dimension {d} and no more eigenvalues than that.")
+    space = operator if isinstance(operator, Krylov) else None
+    counted = Counted(operator) if space is None else space.counted
+    scores = _SCORES[choice("which", which, _SCORES)]
+    wanted = whole("k", k, minimum=1, hint="It is the number of eigenvalues.") * len(scores)
+    if wanted > counted.d:
+        each = " at each end" if len(scores) > 1 else ""
+        raise ArgumentError(
+            f"k is {k}{each}, but the operator has dimension {counted.d} and no more eigenvalues than that."
+        )
     whole("seed", seed, minimum=0, hint="It is the seed of the random start.")
-    tol = positive("tol", tol, hint="It is the residual to reach relative to the eigenvalue, such as 1e-3.")
-    budget = max(100, 20 * k) if max_matvecs is None else max_matvecs
-    width = min(d, k + 1)
-    whole("max_matvecs", budget, minimum=width, hint=f"The first block takes {width} products.")
+    tol = positive("tol", tol, hint="It is the error to reach relative to the eigenvalue, such as 1e-3.")
+    width = min(counted.d, whole("block_size", block_size, minimum=1, hint="It is the number of vectors a block."))
+    budget = max(100, 20 * wanted) if max_matvecs is None else max_matvecs
+    least = max(wanted, width)
+    whole("max_matvecs", budget, minimum=least, hint=f"{wanted} eigenvalues in blocks of {width} take {least} at least.")
 
-    space = Krylov(operator, d, width=width, seed=seed)
-    ritz, settled = _Ritz.of(space), False
-    while not (settled := ritz.settled(k, tol)) and 0 < space.num_next <= budget - space.size:
-        space.extend()
-        ritz = _Ritz.of(space)
+    with counted.session():
+        space = Krylov(counted, width=width, seed=seed) if space is None else space
+        while not (settled := _settled(space, k, tol, scores)):
+            space.restart(width)
+            if not 0 < space.num_next <= budget - space.size:
+                break
+            space.extend()
+        return eigenpairs(space, k, which=which, converged=settled)
+
+
+def eigenpairs(space: Krylov, k: int, *, which: Which = "magnitude", converged: bool = True) -> EigenPairs:
+    """Return the outermost k Ritz pairs of a Krylov space as it stands, without a product."""
+    ritz = Ritz.of(space)
+    chosen = torch.cat([_order(ritz.values, score)[:k] for score in _SCORES[which]])
     return EigenPairs(
-        values=ritz.values[:k],
-        vectors=space.combine(ritz.coefficients[:, :k]),
-        residuals=ritz.residuals[:k],
-        num_matvecs=space.size,
-        converged=settled,
+        values=ritz.values[chosen],
+        vectors=space.combine(ritz.coefficients[:, chosen]),
+        residuals=ritz.residuals[chosen],
+        errors=ritz.errors[chosen],
+        layout=getattr(space.counted.operator, "layout", None),
+        converged=converged,
+        **space.counted.cost(),
     )
 
 
-class _Ritz(NamedTuple):
-    """Eigenpairs of an operator restricted to a Krylov space, in descending order of magnitude."""
+def _order(values: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
+    return score(values).argsort(descending=True, stable=True)
 
-    values: Tensor
-    coefficients: Tensor
-    residuals: Tensor
-    rounding: float
 
-    @classmethod
-    def of(cls, space: Krylov) -> _Ritz:
-        restricted = space.restricted
-        values, coefficients = torch.linalg.eigh((restricted + restricted.T) / 2)
-        order = values.abs().argsort(descending=True, stable=True)
-        values, coefficients = values[order], coefficients[:, order]
-        inside = restricted @ coefficients - coefficients * values
-        outside = space.coupling @ coefficients
-        residuals = torch.cat([inside, outside]).norm(dim=0)
-        return cls(values, coefficients, residuals, 100 * space.eps * float(values.abs().max()))
+def _settled(space: Krylov, k: int, tol: float, scores: tuple[Callable[[Tensor], Tensor], ...]) -> bool:
+    """Tell whether the first k values by every score are good enough, and no other can come before them."""
+    if space.size < min(k * len(scores), space.capacity):
+        return False
+    ritz = Ritz.of(space)
+    return all(_first_are_settled(space, ritz, k, tol, score) for score in scores)
 
-    def settled(self, k: int, tol: float) -> bool:
-        """Tell whether the first ``k`` pairs are good enough, and no other can come before them."""
-        size = self.values.abs()
-        if bool((self.residuals[:k] > (tol * size[:k]).clamp(min=self.rounding)).any()):
-            return False
-        if len(self.values) == k:
-            return True
-        # Ritz values grow outwards as the space grows, so only the outermost on either side can become one of the k.
-        ends = k + torch.stack([self.values[k:].argmax(), self.values[k:].argmin()])
-        return bool((size[ends] + self.residuals[ends] <= size[k - 1] * (1 + tol) + self.rounding).all())
+
+def _first_are_settled(
+    space: Krylov, ritz: Ritz, k: int, tol: float, score: Callable[[Tensor], Tensor]
+) -> bool:
+    order = _order(ritz.values, score)
+    first, rest = order[:k], order[k:]
+    allowed = (tol * ritz.values[first].abs()).clamp(min=ritz.rounding)
+    if bool((ritz.errors[first] > allowed).any()):
+        return False
+    last = score(ritz.values[first[-1]]) + allowed[-1]
+    if space.size == space.capacity:
+        return True
+    if not space.num_next:
+        return bool(score(torch.linalg.eigvalsh(space.latest)).max() <= last)
+    if space.latest.shape != ritz.coefficients.shape:
+        return False  # copies of eigenvalues are being looked for: to the end
+    if not len(rest):
+        return True
+    # Ritz values grow outwards as the space grows, so only the outermost on either side can become one of the k.
+    ends = rest[torch.stack([ritz.values[rest].argmax(), ritz.values[rest].argmin()])]
+    return bool((score(ritz.values[ends]) + ritz.residuals[ends] <= last).all())

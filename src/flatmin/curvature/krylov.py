@@ -1,4 +1,4 @@
-"""Block Krylov spaces with full reorthogonalisation: the basis, and the operator restricted to it."""
+"""Krylov spaces with full reorthogonalisation: the basis, and the operator restricted to it."""
 
 from __future__ import annotations
 
@@ -6,63 +6,88 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from flatmin.errors import ArgumentError, NonFiniteError
+from flatmin.curvature.basis import Basis, inner, norms
+from flatmin.curvature.counted import Counted
+from flatmin.errors import ArgumentError
 from flatmin.noise import Gaussian
 from flatmin.streams import Stream
 from flatmin.vectors import accumulation_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
     from flatmin.curvature.operators import LinearOperator
 
 _STREAM = int.from_bytes(b"krylov")
-_CHUNK = 2**18  # coordinates converted to float64 at a time
 _ASYMMETRY = 0.1  # above what products in bfloat16 show, below what a matrix that is not symmetric does
 
 
 class Krylov:
-    r"""An orthonormal basis V of span(V₀, A V₀, A² V₀, ...), grown block by block, with V₀ random.
+    r"""An orthonormal basis V of span(V₀, A V₀, A² V₀, ...), grown block by block, with V₀ random or given.
 
     At any time :math:`A V = V T + Q C`: T is ``restricted``, Q the next block, orthonormal to V, and C ``coupling``. T
     is kept as computed and not as theory has it (symmetric, banded), so that what rounding or an operator that is not
     quite symmetric does to it shows up in residuals. Directions that A V adds below rounding error are dropped: where
-    none is left, V spans an invariant space, and the eigenvalues of T are eigenvalues of A.
+    none is left, V spans an invariant space, the eigenvalues of T are eigenvalues of A, and :meth:`restart` goes on
+    with a random vector from the complement. One vector alone (``width`` 1, the method of Lanczos) sees one copy of an
+    eigenvalue that occurs several times; a block of n sees n.
+
+    Memory: d numbers a product (float32, or float64 for operators of it), and two blocks more.
 
     Args:
-        operator: A symmetric operator.
-        d: Its dimension.
-        width: Vectors in the first block; later ones have at most as many.
-        seed: Seed of the first block.
+        operator: A symmetric operator, or a :class:`Counted` one, whose account then goes on.
+        width: Vectors in a random first block; later ones have at most as many.
+        seed: Seed of the random vectors.
+        start: The first block, (d, n), instead of a random one.
+        avoid: Orthonormal vectors (d, n) to whose complement the operator is restricted: P A P takes the place of A,
+            with P = I - ``avoid`` ``avoid``'.
 
     Attributes:
+        counted: The operator, with its account.
         restricted: T = V'AV, shape (m, m), on the CPU.
         coupling: C, shape (``num_next``, m).
         eps: Rounding unit of the type the basis is kept in.
+
+    Example:
+        >>> space = Krylov(torch.diag(torch.tensor([3.0, 1.0, 0.0, 0.0])))
+        >>> while space.num_next:
+        ...     space.extend()
+        >>> space.size
+        3
+        >>> z = torch.ones(4, 1)
+        >>> _ = space.remove(z)
+        >>> [round(abs(x), 5) for x in z[:2, 0].tolist()]
+        [0.0, 0.0]
     """
 
-    def __init__(self, operator: LinearOperator, d: int, *, width: int, seed: int) -> None:
-        self._operator = operator
-        self._d = d
-        self._dtype = torch.promote_types(operator.dtype, torch.float32)
-        self._wide = accumulation_dtype(operator.device)
-        self.eps = torch.finfo(self._dtype).eps
-        self._basis: list[Tensor] = []  # blocks of rows
+    def __init__(
+        self,
+        operator: LinearOperator | Counted,
+        *,
+        width: int = 1,
+        seed: int = 0,
+        start: Tensor | None = None,
+        avoid: Tensor | None = None,
+    ) -> None:
+        self.counted = operator if isinstance(operator, Counted) else Counted(operator)
+        dtype = torch.promote_types(self.counted.dtype, torch.float32)
+        self._wide = accumulation_dtype(self.counted.device)
+        self.eps = torch.finfo(dtype).eps
+        self._avoided = Basis(self.counted.d, dtype, self.counted.device)
+        self._basis = Basis(self.counted.d, dtype, self.counted.device)
+        if avoid is not None:
+            self._avoided.append(avoid.T.to(self.counted.device, dtype).contiguous())
+        self._chain = 0  # where the present chain of products begins
         self._largest = 0.0  # the longest A v so far, a lower bound of the norm of A
+        self._stream, self._drawn = Stream(seed).child(_STREAM), 0
         self.restricted = torch.zeros(0, 0, dtype=self._wide)
-        start = torch.empty(width, d, dtype=self._wide, device=operator.device)
-        stream = Stream(seed).child(_STREAM)
-        for j, row in enumerate(start):
-            Gaussian().sample_(row, stream.generator(j, row.device))
-        self._next, _ = self._orthonormalised(start)
-        self.coupling = torch.zeros(self.num_next, 0, dtype=self._wide)
+        self._next, self.coupling = self._basis.combine(self.restricted), self.restricted
+        self._begin(self._random(width) if start is None else start.T.to(self._next, copy=True).contiguous())
         self.extend()
 
     @property
     def size(self) -> int:
-        """m, the dimension of the space and the number of products spent."""
+        """m, the dimension of the space and the number of products it took."""
         return len(self.restricted)
 
     @property
@@ -70,18 +95,29 @@ class Krylov:
         """Vectors in the next block; zero when the space is invariant."""
         return len(self._next)
 
+    @property
+    def latest(self) -> Tensor:
+        """The part of T that belongs to the products since the last restart."""
+        return self.restricted[self._chain :, self._chain :]
+
+    @property
+    def capacity(self) -> int:
+        """The largest dimension it can grow to."""
+        return self.counted.d - len(self._avoided)
+
     def extend(self) -> None:
-        """Take the next block into the basis and multiply it by the operator."""
+        """Take the next block into the basis and multiply it by the operator.
+
+        Raises:
+            ArgumentError: The operator is not symmetric.
+            NonFiniteError: A product is not finite.
+        """
         block, old = self._next, self.size
         self._basis.append(block)
-        image = (self._operator @ block.T.to(self._operator.dtype)).T.to(self._wide, copy=True)
-        if not image.isfinite().all():
-            raise NonFiniteError(
-                "a product with the operator is not finite, so it has no eigenvalues to find. Look for NaN or infinity "
-                "in the operator, or for an overflow of its type."
-            )
-        self._largest = max(self._largest, float(image.norm(dim=1).max()))
-        coefficients = self._removed(image)
+        image = self.counted.products(block.T).T.to(block.dtype, copy=True).contiguous()
+        self._avoided.remove(image)
+        self._largest = max(self._largest, float(norms(image).max()))
+        coefficients = self._basis.remove(image)
         size = len(coefficients)
         restricted = torch.zeros(size, size, dtype=self._wide)
         restricted[:old, :old] = self.restricted
@@ -89,46 +125,74 @@ class Krylov:
         restricted[:, old:] = coefficients
         self._check_symmetry(restricted)
         self.restricted = restricted
-        self._next, reached = self._orthonormalised(image)
+        self._next, reached = self._orthonormalised(image, self._largest)
         self.coupling = torch.cat([torch.zeros(len(reached), old, dtype=self._wide), reached], dim=1)
+
+    def restart(self, width: int = 1) -> None:
+        """Where the space is invariant, take up random vectors from its complement, if it has one.
+
+        Args:
+            width: How many.
+        """
+        if not self.num_next and self.size < self.capacity:
+            self._begin(self._random(min(width, self.capacity - self.size)))
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """Return V ``coefficients`` (m, n) as columns (d, n)."""
-        columns = torch.zeros(coefficients.shape[1], self._d, dtype=self._wide, device=self._operator.device)
-        for block, part in zip(self._basis, coefficients.split([len(b) for b in self._basis]), strict=True):
-            _subtract(columns, block, -part.to(columns.device))
-        return columns.T.to(self._dtype).contiguous()
+        return self._basis.combine(coefficients).T
 
-    def _removed(self, rows: Tensor) -> Tensor:
-        """Subtract from ``rows``, in place, what lies in the basis; return its coefficients (m, len(rows))."""
-        total = torch.zeros(sum(map(len, self._basis)), len(rows), dtype=self._wide)
-        for _ in range(2):  # twice is enough (Kahan and Parlett)
-            parts = [_dots(block, rows) for block in self._basis]
-            for block, part in zip(self._basis, parts, strict=True):
-                _subtract(rows, block, part)
-            total += torch.cat(parts).cpu() if parts else 0.0
-        return total
+    def remove(self, block: Tensor) -> Tensor:
+        """Project the columns of ``block`` (d, n), in place, onto the complement of V (and of what is avoided).
 
-    def _orthonormalised(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return an orthonormal basis Q of ``rows`` (n, d), which are orthogonal to V, and C with rows = C'Q."""
+        Args:
+            block: In the type of the basis: float32, or float64 for operators of it. Fastest where columns are
+                contiguous in memory, as in ``torch.empty(n, d).T``.
+
+        Returns:
+            The coefficients V'``block``, (m, n), on the CPU.
+        """
+        self._avoided.remove(block.T)
+        return self._basis.remove(block.T)
+
+    def _random(self, width: int) -> Tensor:
+        rows = torch.empty(width, self.counted.d, dtype=self._basis.dtype, device=self._basis.device)
+        for row in rows:
+            Gaussian().sample_(row, self._stream.generator(self._drawn, row.device))
+            self._drawn += 1
+        return rows
+
+    def _begin(self, rows: Tensor) -> None:
+        """Make ``rows`` (n, d) the next block, which A V does not reach."""
+        self._chain = self.size
+        self.remove(rows.T)
+        rows.div_(norms(rows).to(rows)[:, None])
+        self._next, _ = self._orthonormalised(rows, 1.0)
+        self.coupling = torch.zeros(self.num_next, self.size, dtype=self._wide)
+
+    def _orthonormalised(self, rows: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Return an orthonormal basis Q of ``rows`` (n, d), which are orthogonal to V, and C with rows = C'Q.
+
+        What is left of vectors of length ``scale`` within rounding errors is dropped.
+        """
         found: list[Tensor] = []
         coupling = torch.zeros(len(rows), len(rows), dtype=self._wide)
-        for j, row in enumerate(rows):
+        for j in range(len(rows)):
+            row = rows[j : j + 1]
             for i, other in enumerate(found):
-                coupling[i, j] = part = other @ row
-                row.sub_(other * part)
-            length = row.norm()
-            if float(length) <= 10 * self.eps * self._largest:
+                coupling[i, j] = part = inner(other, row)
+                row.sub_(other * part.to(row))
+            length = float(norms(row))
+            if length <= 10 * self.eps * scale:
                 continue
             coupling[len(found), j] = length
             row.div_(length)
-            if float(length) < 1e-3 * self._largest:  # what is left of a long vector is long in rounding errors
-                self._removed(row.unsqueeze(0))
+            if length < 1e-3 * scale:  # what is left of a long vector is long in rounding errors
+                self.remove(row.T)
                 for other in found:
-                    row.sub_(other * (other @ row))
-            found.append(row.div_(row.norm()))
-        block = torch.stack(found).to(self._dtype) if found else rows.new_zeros(0, self._d, dtype=self._dtype)
-        return block, coupling[: len(found)]
+                    row.sub_(other * inner(other, row).to(row))
+                row.div_(norms(row).to(row))
+            found.append(row)
+        return torch.cat(found) if found else rows[:0], coupling[: len(found)]
 
     def _check_symmetry(self, restricted: Tensor) -> None:
         if float((restricted - restricted.T).norm()) > _ASYMMETRY * float(restricted.norm()):
@@ -136,21 +200,3 @@ class Krylov:
                 "the operator is not symmetric: x'(Ay) and y'(Ax) differ by more than 10 %. Eigenvalues are found here "
                 "for symmetric operators only. If it should be symmetric, its products are not reproducible (dropout?)."
             )
-
-
-def _chunks(d: int) -> Iterator[slice]:
-    return (slice(start, start + _CHUNK) for start in range(0, d, _CHUNK))
-
-
-def _dots(block: Tensor, rows: Tensor) -> Tensor:
-    """Return the inner products of two sets of rows, in the type of ``rows``."""
-    total = torch.zeros(len(block), len(rows), dtype=rows.dtype, device=rows.device)
-    for part in _chunks(rows.shape[1]):
-        total += block[:, part].to(rows.dtype) @ rows[:, part].T
-    return total
-
-
-def _subtract(rows: Tensor, block: Tensor, coefficients: Tensor) -> None:
-    """Subtract ``coefficients`` transposed times ``block`` from ``rows``, in place."""
-    for part in _chunks(rows.shape[1]):
-        rows[:, part].sub_(coefficients.T @ block[:, part].to(rows.dtype))

@@ -15,6 +15,8 @@ from flatmin.errors import ArgumentError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flatmin.curvature.layout import Layout
+
 
 def plus_minus(value: float, stderr: float) -> str:
     """Write a value and its standard error with two digits of the error, and of the value no more than that.
@@ -140,30 +142,53 @@ class TraceEstimate(Estimate, Measured):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class EigenPairs(Measured):
-    """Eigenvalues of a symmetric operator with their eigenvectors and residuals; see :class:`Measured` for the cost.
+    """Eigenvalues of a symmetric operator with their eigenvectors and errors; see :class:`Measured` for the cost.
 
     Attributes:
-        values: Eigenvalues in descending order of magnitude, shape (k,), float64 (float32 on devices without it).
+        values: Eigenvalues in the order that was asked for, shape (k,), float64 (float32 on devices without it).
         vectors: Unit eigenvectors as columns, shape (d, k).
         residuals: ‖A v - λ v‖ of each pair, shape (k,). An eigenvalue of A lies within this distance of each value.
+        errors: Estimated distance of each value from an eigenvalue, shape (k,), of the order of the residual's square
+            where the value is isolated; see :class:`~flatmin.curvature.ritz.Ritz`.
+        layout: What splits a vector into named tensors, where the operator has one.
 
     Example:
         >>> import torch
-        >>> EigenPairs(values=torch.tensor([3.0, -1.0]), vectors=torch.eye(2), residuals=torch.zeros(2), num_matvecs=2,
-        ...            converged=True)
+        >>> EigenPairs(values=torch.tensor([3.0, -1.0]), vectors=torch.eye(2), residuals=torch.zeros(2),
+        ...            errors=torch.zeros(2), num_matvecs=2)
         EigenPairs([3 ± 0, -1 ± 0], 2 matvecs)
     """
 
     values: Tensor
     vectors: Tensor
     residuals: Tensor
+    errors: Tensor
+    layout: Layout | None = None
+
+    def vector(self, index: int) -> dict[str, Tensor]:
+        """Return an eigenvector as named tensors, views of its column.
+
+        Raises:
+            ArgumentError: The operator knows no names, as matrices do not.
+        """
+        if self.layout is None:
+            raise ArgumentError(
+                "the operator has no named parameters, so its eigenvectors have no names either. vectors[:, index] is "
+                "the flat vector."
+            )
+        return self.layout.split(self.vectors[:, index])
+
+    @property
+    def trees(self) -> list[dict[str, Tensor]]:
+        """All eigenvectors as named tensors; see :meth:`vector`."""
+        return [self.vector(index) for index in range(len(self))]
 
     def __len__(self) -> int:
         """Return k."""
         return len(self.values)
 
     def __repr__(self) -> str:
-        """Show values, residuals and cost in one line."""
-        pairs = zip(self.values.tolist(), self.residuals.tolist(), strict=True)
-        values = ", ".join(f"{value:.5g} ± {residual:.1g}" for value, residual in pairs)
+        """Show values, errors and cost in one line."""
+        pairs = zip(self.values.tolist(), self.errors.tolist(), strict=True)
+        values = ", ".join(f"{value:.5g} ± {error:.1g}" for value, error in pairs)
         return f"EigenPairs([{values}], {self.cost()})"
