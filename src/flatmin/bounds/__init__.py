@@ -1,0 +1,43 @@
+"""Certificates: what flatness buys, as a number that holds."""
+
+from flatmin.bounds.certificate import Certificate
+from flatmin.bounds.certify import certify, certify_draw
+from flatmin.bounds.inequalities import (
+    INEQUALITIES,
+    binary_kl,
+    binomial,
+    catoni,
+    dziugaite_roy,
+    dziugaite_roy_variance,
+    kl_inverse,
+    lambda_bound,
+    linear,
+    mcallester,
+    quadratic,
+    seeger_maurer,
+)
+from flatmin.bounds.monte_carlo import PosteriorRisk, clamped_cross_entropy, posterior_risk, zero_one
+from flatmin.bounds.posterior import kl_divergence
+
+__all__ = [
+    "INEQUALITIES",
+    "Certificate",
+    "PosteriorRisk",
+    "binary_kl",
+    "binomial",
+    "catoni",
+    "certify",
+    "certify_draw",
+    "clamped_cross_entropy",
+    "dziugaite_roy",
+    "dziugaite_roy_variance",
+    "kl_divergence",
+    "kl_inverse",
+    "lambda_bound",
+    "linear",
+    "mcallester",
+    "posterior_risk",
+    "quadratic",
+    "seeger_maurer",
+    "zero_one",
+]

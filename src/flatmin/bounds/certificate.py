@@ -1,0 +1,88 @@
+"""A certificate: a bound with its terms, its assumptions and its confidence."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+
+from flatmin.bounds.monte_carlo import PosteriorRisk
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Certificate:
+    """An upper bound on the expected loss on new data, which holds with probability ``1 - delta``.
+
+    Attributes:
+        risk: The bound: on new examples of the same kind, networks drawn from the posterior (for a single-draw
+            certificate: the network drawn) have at most this expected loss.
+        loss: The loss it bounds, in [0, 1].
+        bound: Name of the inequality.
+        empirical: The mean loss over the n examples, with its Monte-Carlo account.
+        kl: KL(Q‖P) in nats, or for a single draw the logarithm of dQ/dP there, which stands in its place.
+        n: The number of examples.
+        delta: One minus the confidence, everything included.
+        delta_bound: What of it belongs to the inequality, after the union over what was searched.
+        num_searched: Posteriors that were tried; each has its share of delta.
+        sigma: Standard deviation of the posterior: a number, or one for each pattern of names.
+        prior_sigma: That of the prior.
+        tried: The bound for every posterior that was tried.
+        single_draw: Whether it is about one network and not the average over the posterior.
+        assumptions: What must be true for it to hold, in sentences.
+    """
+
+    risk: float
+    loss: str
+    bound: str
+    empirical: PosteriorRisk
+    kl: float
+    n: int
+    delta: float
+    delta_bound: float
+    num_searched: int
+    sigma: object
+    prior_sigma: object
+    tried: tuple[float, ...]
+    single_draw: bool
+    assumptions: tuple[str, ...]
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether it says nothing, since no loss exceeds 1."""
+        return self.risk >= 1.0
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """What it is made of: losses in units of the loss, entropies in nats for each example."""
+        return {
+            "empirical risk": self.empirical.value,
+            "Monte-Carlo slack": self.empirical.upper - self.empirical.value,
+            "KL / n": self.kl / self.n,
+            "complexity slack": self.risk - self.empirical.upper,
+        }
+
+    def __repr__(self) -> str:
+        """Show the bound in one line."""
+        holds = "vacuous" if self.vacuous else f"risk <= {self.risk:.4g}"
+        return f"Certificate({holds} with probability {1 - self.delta:.4g}, {self.loss}, n={self.n})"
+
+    def __str__(self) -> str:
+        """Say it in a paragraph."""
+        whom = "the network drawn" if self.single_draw else "networks drawn from the posterior"
+        head = (
+            f"With probability {1 - self.delta:.4g}, {whom} have on new examples an expected loss ({self.loss}) of at "
+            f"most {min(self.risk, 1.0):.4g}."
+            if not self.vacuous
+            else f"Vacuous: no bound below 1 for the loss ({self.loss}) of {whom}; KL is too large for n."
+        )
+        searched = f", of {self.num_searched} posteriors searched" if self.num_searched > 1 else ""
+        draws = "1 draw" if self.single_draw else f"{self.empirical.num_draws} draws"
+        body = (
+            f"Inequality: {self.bound}; sigma {_sigma(self.sigma)}{searched}. Empirical risk "
+            f"{self.empirical.value:.4g} over {self.n} examples and {draws}, at most {self.empirical.upper:.4g}; "
+            f"KL {self.kl:.5g} nats. It holds if: "
+        )
+        return textwrap.fill(head + " " + body + " ".join(self.assumptions), width=100)
+
+
+def _sigma(sigma: object) -> str:
+    return f"{sigma:.4g}" if isinstance(sigma, float) else str(sigma)

@@ -1,0 +1,294 @@
+r"""PAC-Bayes inequalities as functions of four numbers.
+
+All of them bound L_Q, the expected loss of a network drawn from the posterior Q, on data it was not trained on. They
+hold with probability at least 1 - δ over the n independent examples, for losses in [0, 1] and a prior P that does not
+depend on these examples:
+
+- risk: L̂_Q, the mean loss over the examples of networks drawn from Q;
+- kl: KL(Q‖P), in nats;
+- n: the number of examples;
+- delta: δ.
+
+The numbers returned may exceed 1, where they say nothing: the bound is vacuous there. Where a number is found by
+bisection, the upper end of the last interval is returned.
+
+- Maurer, A. (2004). A note on the PAC Bayesian theorem. arXiv:cs/0411099.
+- McAllester, D. (1999). PAC-Bayesian model averaging; (2013). A PAC-Bayesian tutorial with a dropout bound.
+- Pérez-Ortiz, M. et al. (2021). Tighter risk certificates for neural networks. JMLR 22.
+- Thiemann, N. et al. (2017). A strongly quasiconvex PAC-Bayesian bound.
+- Catoni, O. (2007). PAC-Bayesian supervised classification.
+- Dziugaite, G. and Roy, D. (2017). Computing nonvacuous generalization bounds for deep (stochastic) neural networks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from flatmin.checks import nonnegative, whole
+from flatmin.errors import ArgumentError
+
+Inequality = Callable[[float, float, int, float], float]
+"""``bound(risk, kl, n, delta)``."""
+
+_ROUNDING = 1e-12  # relative slack for the rounding of logarithms
+BETAS = tuple(j / 20 for j in range(1, 20))
+"""Where the linear bound is tried: 0.05, 0.1, ..., 0.95."""
+LAMBDAS = tuple(math.exp(j / 4) for j in range(-12, 9))
+"""Where Catoni's bound is tried."""
+
+
+def binary_kl(q: float, p: float) -> float:
+    r"""Return the relative entropy of two coins, :math:`q\ln\frac qp + (1-q)\ln\frac{1-q}{1-p}`, in nats.
+
+    Example:
+        >>> round(binary_kl(0.5, 0.25), 6), binary_kl(0.0, 0.0), binary_kl(0.5, 1.0)
+        (0.143841, 0.0, inf)
+    """
+    probability("q", q)
+    probability("p", p)
+    first = 0.0 if q == 0 else math.inf if p == 0 else q * math.log(q / p)
+    second = 0.0 if q == 1 else math.inf if p == 1 else (1 - q) * (math.log1p(-q) - math.log1p(-p))
+    return max(0.0, first + second)
+
+
+def kl_inverse(q: float, c: float) -> float:
+    r"""Return :math:`\sup\{p : \mathrm{kl}(q\|p) \le c\}`, rounded up.
+
+    Args:
+        q: A mean loss, between 0 and 1.
+        c: How far the coins may differ, in nats.
+
+    Example:
+        >>> round(kl_inverse(0.05, 0.05), 6), round(kl_inverse(0.0, 0.1), 6), round(kl_inverse(0.3, 0.01), 6)
+        (0.149062, 0.095163, 0.367162)
+    """
+    probability("q", q)
+    c = nonnegative("c", c, hint="It is a relative entropy.") if math.isfinite(c) else c
+    if math.isnan(c):
+        raise ArgumentError("c is NaN, but a relative entropy is needed. Look where it came from.")
+    if c == math.inf:
+        return 1.0
+    c += _ROUNDING * c
+    low, high = q, 1.0
+    while low < (middle := (low + high) / 2) < high:
+        if binary_kl(q, middle) > c:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def seeger_maurer(risk: float, kl: float, n: int, delta: float) -> float:
+    r"""The kl-inverse bound (Seeger 2002; Maurer 2004), the tightest here in most cases; n at least 8.
+
+    .. math:: \mathrm{kl}(\hat L_Q \| L_Q) \le \frac{\mathrm{KL} + \ln(2\sqrt n/\delta)}{n}
+
+    Example:
+        >>> round(seeger_maurer(0.05, 500, 10_000, 0.05), 6)
+        0.150122
+    """
+    return kl_inverse(risk, _complexity(risk, kl, n, delta) / n)
+
+
+def mcallester(risk: float, kl: float, n: int, delta: float) -> float:
+    r"""McAllester's bound in Maurer's form, :math:`\hat L_Q + \sqrt{(\mathrm{KL} + \ln(2\sqrt n/\delta)) / 2n}`.
+
+    Example:
+        >>> round(mcallester(0.05, 500, 10_000, 0.05), 6)
+        0.20942
+    """
+    return risk + math.sqrt(_complexity(risk, kl, n, delta) / (2 * n))
+
+
+def quadratic(risk: float, kl: float, n: int, delta: float) -> float:
+    r"""The quadratic bound of Pérez-Ortiz et al., :math:`(\sqrt{\hat L_Q + \kappa} + \sqrt\kappa)^2`.
+
+    with :math:`\kappa = (\mathrm{KL} + \ln(2\sqrt n/\delta)) / 2n`.
+
+    Example:
+        >>> round(quadratic(0.05, 500, 10_000, 0.05), 6)
+        0.188388
+    """
+    kappa = _complexity(risk, kl, n, delta) / (2 * n)
+    return (math.sqrt(risk + kappa) + math.sqrt(kappa)) ** 2
+
+
+def lambda_bound(risk: float, kl: float, n: int, delta: float) -> float:
+    r"""The λ-bound (Thiemann et al. 2017) at its best λ; it holds for all λ in (0, 2) at once.
+
+    .. math:: \frac{\hat L_Q}{1 - \lambda/2} + \frac{\mathrm{KL} + \ln(2\sqrt n/\delta)}{n \lambda (1 - \lambda/2)},
+        \qquad \lambda = \frac{2}{\sqrt{2 n \hat L_Q / (\mathrm{KL} + \ln(2\sqrt n/\delta)) + 1} + 1}
+
+    Example:
+        >>> abs(lambda_bound(0.05, 500, 10_000, 0.05) - quadratic(0.05, 500, 10_000, 0.05)) < 1e-12
+        True
+    """
+    complexity = _complexity(risk, kl, n, delta)
+    factor = 2 / (math.sqrt(2 * n * risk / complexity + 1) + 1)
+    return risk / (1 - factor / 2) + complexity / (n * factor * (1 - factor / 2))
+
+
+def linear(risk: float, kl: float, n: int, delta: float, betas: Sequence[float] = BETAS) -> float:
+    r"""The linear bound (McAllester 2013, theorem 2; theorem A.1 of the NSO paper) at the best β of a fixed grid.
+
+    .. math:: \frac{\hat L_Q}{\beta} + \frac{\mathrm{KL} + \ln(1/\delta)}{2 \beta (1 - \beta) n}
+
+    β must be fixed before the data are seen, so that each point of the grid gets δ / len(betas).
+
+    Example:
+        >>> round(linear(0.05, 500, 10_000, 0.05), 6)
+        0.188119
+    """
+    _check(risk, kl, n, delta)
+    term = kl + math.log(len(betas) / delta)
+    return min(risk / beta + term / (2 * beta * (1 - beta) * n) for beta in betas)
+
+
+def catoni(risk: float, kl: float, n: int, delta: float, lambdas: Sequence[float] = LAMBDAS) -> float:
+    r"""Catoni's bound at the best λ of a fixed grid, each point of which gets δ / len(lambdas).
+
+    .. math:: \frac{1 - \exp(-\lambda \hat L_Q - (\mathrm{KL} + \ln(1/\delta)) / n)}{1 - e^{-\lambda}}
+
+    Example:
+        >>> round(catoni(0.05, 500, 10_000, 0.05), 6)
+        0.149998
+    """
+    _check(risk, kl, n, delta)
+    term = (kl + math.log(len(lambdas) / delta)) / n
+    return min(math.expm1(-factor * risk - term) / math.expm1(-factor) for factor in lambdas)
+
+
+def dziugaite_roy(
+    risk: float, kl: float, n: int, delta: float, *, prior_variance: float, c: float = 0.1, b: float = 100.0
+) -> float:
+    r"""The bound of Dziugaite and Roy (2017), whose prior variance may be chosen after seeing the data.
+
+    .. math:: \mathrm{kl}(\hat L_Q \| L_Q) \le
+        \frac{\mathrm{KL} + 2 \ln(b \ln(c/\sigma_P^2)) + \ln(\pi^2 n/6\delta)}{n - 1}
+
+    for :math:`\sigma_P^2 = c\,e^{-j/b}`, j = 1, 2, ...: a union over all of them, j with weight 6/(π j)².
+
+    Args:
+        risk: See the module.
+        kl: See the module, with the prior that is used.
+        n: See the module.
+        delta: See the module.
+        prior_variance: σ_P²; below c, and a member of the grid: :func:`dziugaite_roy_variance` rounds to one.
+        c: The largest variance.
+        b: Members of the grid a factor of e.
+
+    Raises:
+        ArgumentError: ``prior_variance`` is no member of the grid, or see the module.
+
+    Example:
+        >>> variance = dziugaite_roy_variance(0.01)
+        >>> round(dziugaite_roy(0.05, 500, 10_000, 0.05, prior_variance=variance), 6)
+        0.152068
+    """
+    _check(risk, kl, n, delta)
+    if not 0 < prior_variance < c:
+        raise ArgumentError(f"prior_variance is {prior_variance}, but it must lie between 0 and c = {c}.")
+    j = b * math.log(c / prior_variance)
+    if round(j) < 1 or abs(j - round(j)) > 1e-6 * max(1.0, j):
+        raise ArgumentError(
+            f"prior_variance is {prior_variance}, which is no member of the grid c exp(-j/b), j = 1, 2, ...: the union "
+            "does not cover it. Round it by dziugaite_roy_variance before KL is computed."
+        )
+    return kl_inverse(risk, (kl + 2 * math.log(round(j)) + math.log(math.pi**2 * n / (6 * delta))) / (n - 1))
+
+
+def dziugaite_roy_variance(variance: float, *, c: float = 0.1, b: float = 100.0) -> float:
+    """Return the member of Dziugaite and Roy's grid nearest to ``variance``.
+
+    Example:
+        >>> abs(dziugaite_roy_variance(0.01) - 0.01) < 1e-4
+        True
+    """
+    if not (math.isfinite(variance) and variance > 0):
+        raise ArgumentError(f"variance is {variance}, but it must be finite and above 0.")
+    return c * math.exp(-max(1, round(b * math.log(c / variance))) / b)
+
+
+def binomial(errors: int, n: int, delta: float) -> float:
+    r"""The hold-out bound: the largest risk at which so few errors in n are not less likely than δ, rounded up.
+
+    .. math:: \sup\{p : \Pr[\mathrm{Bin}(n, p) \le \text{errors}] \ge \delta\}
+
+    (Clopper and Pearson 1934; Langford 2005.) For one classifier and examples that it has never met.
+
+    Args:
+        errors: Misclassified examples.
+        n: Examples.
+        delta: One minus the confidence.
+
+    Example:
+        >>> round(binomial(0, 100, 0.05), 6) == round(1 - 0.05 ** 0.01, 6)
+        True
+    """
+    whole("n", n, minimum=1, hint="It counts examples.")
+    whole("errors", errors, minimum=0, hint="It counts misclassified examples.")
+    check_delta(delta)
+    if errors >= n:
+        if errors > n:
+            raise ArgumentError(f"errors is {errors} of n = {n} examples, which cannot be. Were they swapped?")
+        return 1.0
+    k = np.arange(errors + 1)
+    logs = np.array([math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in k.tolist()])
+    low, high = errors / n, 1.0
+    while low < (middle := (low + high) / 2) < high:
+        terms = logs + k * math.log(middle) + (n - k) * math.log1p(-middle)
+        largest = float(terms.max())
+        if largest + math.log(float(np.exp(terms - largest).sum())) >= math.log(delta) - 1e-9:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+INEQUALITIES: dict[str, Inequality] = {
+    "seeger-maurer": seeger_maurer,
+    "mcallester": mcallester,
+    "quadratic": quadratic,
+    "lambda": lambda_bound,
+    "linear": linear,
+    "catoni": catoni,
+}
+"""The bounds that need nothing but the four numbers, by name."""
+
+
+def probability(name: str, value: float) -> float:
+    """Return ``value`` if it lies between 0 and 1.
+
+    Raises:
+        ArgumentError: It does not.
+    """
+    if not 0 <= value <= 1:
+        raise ArgumentError(
+            f"{name} is {value}, but it must lie between 0 and 1: these bounds are for losses in [0, 1]. Take the 0-1 "
+            "error, or cross-entropy clamped and divided by its largest value."
+        )
+    return value
+
+
+def check_delta(delta: float) -> None:
+    """Raise ArgumentError unless ``delta`` lies between 0 and 1, both excluded."""
+    if not 0 < delta < 1:
+        raise ArgumentError(
+            f"delta is {delta}, but it must lie between 0 and 1, such as 0.05 for a confidence of 95 %. For delta = 0 "
+            "nothing holds."
+        )
+
+
+def _check(risk: float, kl: float, n: int, delta: float) -> None:
+    probability("risk", risk)
+    nonnegative("kl", kl, hint="It is a relative entropy, in nats.")
+    whole("n", n, minimum=8, hint="It counts the examples of the bound; ln(2√n/δ) is proved for 8 and more.")
+    check_delta(delta)
+
+
+def _complexity(risk: float, kl: float, n: int, delta: float) -> float:
+    _check(risk, kl, n, delta)
+    return kl + math.log(2 * math.sqrt(n) / delta)

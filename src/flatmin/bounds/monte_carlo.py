@@ -1,0 +1,163 @@
+r"""The empirical risk of the posterior, from draws of the weights, with the confidence that belongs to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from flatmin.bounds.inequalities import check_delta, kl_inverse
+from flatmin.curvature.cut import tensors_in
+from flatmin.errors import ArgumentError, ArgumentTypeError
+from flatmin.noise import Gaussian
+from flatmin.perturb.displace import Displacer
+from flatmin.perturb.flow import Draw
+from flatmin.streams import Stream
+from flatmin.vectors import PerParameter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flatmin.curvature.risk import EmpiricalRisk
+
+BoundedLoss = Callable[[Any, Any], Tensor]
+"""``loss(output, targets)``, or for a mapping ``loss(output, batch)``: one number in [0, 1] for each example, (n,)."""
+
+_STREAM = int.from_bytes(b"posterior")
+
+
+def zero_one(output: Any, targets: Any) -> Tensor:
+    """Return 1 where the class of the largest output is not the target, and 0 elsewhere, shape (n,).
+
+    Example:
+        >>> zero_one(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([1, 1]))
+        tensor([0., 1.])
+    """
+    logits, labels = _logits(output), _labels(targets)
+    return (logits.argmax(dim=1) != labels).float()
+
+
+def clamped_cross_entropy(output: Any, targets: Any, *, p_min: float = 1e-4) -> Tensor:
+    r"""Return :math:`-\ln\max(p_y, p_\min) / \ln(1/p_\min)`, shape (n,) (Pérez-Ortiz et al. 2021).
+
+    Example:
+        >>> clamped_cross_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([0]), p_min=0.25)
+        tensor([0.5000])
+    """
+    logits, labels = _logits(output), _labels(targets)
+    logs = torch.log_softmax(logits.double(), dim=1).gather(1, labels[:, None]).squeeze(1)
+    return (logs.clamp(min=math.log(p_min)) / math.log(p_min)).float()
+
+
+LOSSES: dict[str, BoundedLoss] = {"zero-one": zero_one, "cross-entropy": clamped_cross_entropy}
+
+
+def batch_mean(loss: BoundedLoss) -> Callable[[Any, Any], Tensor]:
+    """Return the loss function of an :class:`EmpiricalRisk`: the mean over the batch, checked to lie in [0, 1].
+
+    The function returned raises ArgumentError for losses outside, and for another number of losses than targets.
+    """
+
+    def mean(output: Any, targets: Any) -> Tensor:
+        losses = loss(output, targets)
+        if not isinstance(losses, Tensor) or losses.dim() != 1:
+            raise ArgumentTypeError(
+                "the loss returned no tensor of shape (n,), one number an example, which a certificate needs. Likely "
+                "cause: the mean was taken. Pass reduction='none'."
+            )
+        if not bool(((losses >= 0) & (losses <= 1)).all()):
+            raise ArgumentError(
+                f"losses run from {float(losses.min()):.4g} to {float(losses.max()):.4g}, but the bounds hold for "
+                "[0, 1]. Clamp them and divide by the largest, as loss='cross-entropy' does, or take 'zero-one'."
+            )
+        return losses.double().mean()
+
+    return mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class PosteriorRisk:
+    """The mean loss over the examples of networks drawn from the posterior, with an upper bound.
+
+    Attributes:
+        value: The mean over all draws.
+        upper: What the expectation over the posterior does not exceed, with probability 1 - delta over the draws.
+        delta: One minus the confidence.
+        num_draws: Independent draws of the weights.
+        num_examples: n.
+    """
+
+    value: float
+    upper: float
+    delta: float
+    num_draws: int
+    num_examples: int
+
+
+def posterior_risk(
+    risk: EmpiricalRisk, sigma: Mapping[str, float], *, num_passes: int, delta: float, seed: int
+) -> PosteriorRisk:
+    r"""Estimate the expected loss under N(W, diag σ²) over all examples, each batch with draws of its own.
+
+    The mean losses X_j of the batches are independent numbers in [0, 1], whose weighted mean has the expectation that
+    is sought; for such (Hoeffding 1963, theorem 1, which does not ask for equal laws) with m numbers of weights v_j,
+
+    .. math:: L \le m\, v_{\max}\ \mathrm{kl}^{-1}\Big(\frac{\sum_j v_j X_j}{m\, v_{\max}} \Big| \frac{\ln(1/\delta)}{m}
+        \Big)
+
+    with probability 1 - δ. One draw for the whole data, as is usual, gives one number a pass; one draw a batch gives as
+    many as there are batches, at the same price.
+
+    Args:
+        risk: The model and the data, with a mean loss in [0, 1].
+        sigma: Standard deviation for each parameter.
+        num_passes: Passes over the data.
+        delta: One minus the confidence.
+        seed: Seed of the draws.
+    """
+    check_delta(delta)
+    law, stream = Gaussian(), Stream(seed).child(_STREAM)
+    scale = PerParameter(tuple(sigma[name] for name in risk.parameters))
+    total, largest, draws = 0.0, 0, 0
+    with risk.observed():
+        risk.check_weights()
+        displacer = Displacer(dict(enumerate(risk.parameters.values())))
+        try:
+            for _ in range(num_passes):
+                displacer.displace(scale * Draw(law, stream.child(draws)))
+                for part in risk.losses():
+                    total += part.size * float(part.loss)
+                    largest, draws = max(largest, part.size), draws + 1
+                    displacer.displace(scale * Draw(law, stream.child(draws)))
+        finally:
+            displacer.release()
+    n = risk.num_examples or 0
+    value = total / (num_passes * n)
+    ratio = draws * largest / (num_passes * n)  # m times the largest weight, 1 for equal batches
+    upper = min(1.0, ratio * kl_inverse(value / ratio, math.log(1 / delta) / draws))
+    return PosteriorRisk(value=value, upper=upper, delta=delta, num_draws=draws, num_examples=n)
+
+
+def _logits(output: Any) -> Tensor:
+    logits = getattr(output, "logits", output)
+    if isinstance(logits, Tensor) and logits.dim() == 2:
+        return logits
+    shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in(output))
+    raise ArgumentTypeError(
+        f"the model's output holds tensors of shape {shapes or 'none'}, but class scores (n, classes) are needed, as a "
+        "tensor or as output.logits. Pass a loss function of your own."
+    )
+
+
+def _labels(targets: Any) -> Tensor:
+    labels = targets if isinstance(targets, Tensor) else targets.get("labels") if hasattr(targets, "get") else None
+    if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point():
+        raise ArgumentTypeError(
+            "the targets are no class numbers of shape (n,), nor does the batch hold such 'labels'. Pass a loss "
+            "function of your own."
+        )
+    return labels

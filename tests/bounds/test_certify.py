@@ -1,0 +1,264 @@
+"""Certificates of small networks: closed forms, coverage by simulation, and every refusal."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
+
+from curvature_cases import everything
+from flatmin.bounds import certify, certify_draw, kl_divergence, kl_inverse, posterior_risk
+from flatmin.bounds.monte_carlo import batch_mean, clamped_cross_entropy, zero_one
+from flatmin.curvature.risk import EmpiricalRisk
+from flatmin.errors import ArgumentError, ArgumentTypeError, NonFiniteError
+
+
+def line(seed=0, n=400, weight=8.0):
+    """Two classes split at zero by one weight, and a tenth of the labels wrong."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, 1, generator=g, dtype=torch.float64) * 2 - 1
+    y = (x[:, 0] > 0).long() ^ (torch.rand(n, generator=g) < 0.1).long()
+    model = nn.Linear(1, 2).double()
+    prior = {"weight": torch.zeros(2, 1).double(), "bias": torch.zeros(2).double()}
+    model.load_state_dict({"weight": torch.tensor([[-weight], [weight]]), "bias": torch.zeros(2)})
+    return model, prior, list(zip(x.split(20), y.split(20)))
+
+
+def normal(z):
+    return 0.5 * math.erfc(-z / math.sqrt(2))
+
+
+def risk_of_the_posterior(x, y, sigma, weight=8.0):
+    """P[wrong] in closed form: the margin of the two outputs is normal with variance 2σ²(x² + 1)."""
+    up = torch.tensor([normal(2 * weight * float(v) / (sigma * math.sqrt(2 * (v * v + 1)))) for v in x[:, 0]])
+    return float(torch.where(y == 1, 1 - up, up).mean())
+
+
+def test_the_posterior_risk_is_unbiased_and_its_upper_end_holds():
+    model, _, batches = line()
+    x, y = (torch.cat(parts) for parts in zip(*batches))
+    exact = risk_of_the_posterior(x, y, 5.0)
+    sigma = {"weight": 5.0, "bias": 5.0}
+    risk = EmpiricalRisk(model, batch_mean(zero_one), batches)
+    found = [posterior_risk(risk, sigma, num_passes=2, delta=0.1, seed=s) for s in range(60)]
+    values = torch.tensor([f.value for f in found], dtype=torch.float64)
+    assert abs(values.mean() - exact) < 4 * values.std() / math.sqrt(len(values))
+    assert sum(f.upper >= exact for f in found) >= 54
+    assert (found[0].num_draws, found[0].num_examples) == (40, 400)
+    assert found[0].upper == pytest.approx(kl_inverse(found[0].value, math.log(10) / 40), rel=1e-9)
+
+
+def test_ragged_batches_weigh_by_their_size():
+    model, _, batches = line(n=410)
+    x, y = (torch.cat(parts) for parts in zip(*batches))
+    risk = EmpiricalRisk(model, batch_mean(zero_one), batches)
+    sigma = {"weight": 1e-9, "bias": 1e-9}
+    found = posterior_risk(risk, sigma, num_passes=1, delta=0.1, seed=0)
+    value = float((model(x).argmax(1) != y).double().mean())
+    assert found.value == pytest.approx(value)
+    assert found.num_draws == 21
+    assert found.upper == pytest.approx(kl_inverse(value / (420 / 410), math.log(10) / 21) * 420 / 410)
+
+
+def test_kl_of_gaussians_with_different_widths():
+    mean = {"a": torch.randn(3, 2), "b": torch.randn(4)}
+    prior = {name: torch.randn_like(tensor) for name, tensor in mean.items()}
+    sigma, wide = {"a": 0.3, "b": 0.7}, {"a": 0.5, "b": 0.2}
+    exact = sum(
+        torch.distributions.kl_divergence(
+            torch.distributions.Normal(mean[n].double(), sigma[n]),
+            torch.distributions.Normal(prior[n].double(), wide[n]),
+        ).sum()
+        for n in mean
+    )
+    assert kl_divergence(mean, prior, sigma, wide) == pytest.approx(float(exact))
+
+
+def test_a_certificate_adds_up():
+    model, prior, batches = line()
+    c = certify(model, prior=prior, batches=batches, sigma=4.0, delta=0.05, num_passes=3)
+    assert c.kl == pytest.approx(128 / (2 * 16))
+    assert c.n == 400
+    assert c.empirical.delta + c.delta_bound == pytest.approx(0.05)
+    assert c.risk == pytest.approx(kl_inverse(c.empirical.upper, (c.kl + math.log(2 * 20 / c.delta_bound)) / 400))
+    assert sum(v for k, v in c.terms.items() if k != "KL / n") == pytest.approx(c.risk)
+    assert not c.vacuous
+    assert "0.95" in repr(c)
+    assert "classification" in str(c) or "zero-one" in str(c)
+
+
+def test_a_search_pays_for_itself():
+    model, prior, batches = line()
+    alone = certify(model, prior=prior, batches=batches, sigma=4.0)
+    grid = certify(model, prior=prior, batches=batches, sigma=[4.0, 0.01, 100.0])
+    assert grid.sigma == 4.0
+    assert grid.num_searched == 3
+    assert len(grid.tried) == 3
+    assert grid.empirical.delta + grid.delta_bound == pytest.approx(0.05 / 3)
+    assert grid.risk > alone.risk
+
+
+def test_standard_deviations_by_name():
+    model, prior, batches = line()
+    c = certify(model, prior=prior, batches=batches, sigma={"weight": 4.0, "*": 1.0}, prior_sigma=2.0)
+    expected = 128 / (2 * 4) + 0.5 * 2 * (4 - 1 - math.log(4)) + 0.5 * 2 * (0.25 - 1 - math.log(0.25))
+    assert c.kl == pytest.approx(expected)
+
+
+def test_says_vacuous_when_it_is():
+    model, prior, batches = line(weight=1e4)
+    c = certify(model, prior=prior, batches=batches, sigma=0.01)
+    assert c.vacuous
+    assert "Vacuous" in str(c)
+
+
+def test_clamped_cross_entropy_lies_in_the_unit_interval():
+    logits = torch.tensor([[50.0, -50.0], [0.0, 0.0]])
+    torch.testing.assert_close(
+        clamped_cross_entropy(logits, torch.tensor([1, 0])), torch.tensor([1.0, math.log(2) / math.log(1e4)])
+    )
+    model, prior, batches = line()
+    c = certify(model, prior=prior, batches=batches, sigma=4.0, loss="cross-entropy")
+    assert 0 < c.empirical.value < c.risk < 1
+
+
+def test_one_network_drawn():
+    model, prior, batches = line()
+    found = everything(model)
+    c, drawn = certify_draw(model, prior=prior, batches=batches, sigma=4.0, seed=3)
+    assert everything(model) == found
+    x, y = (torch.cat(parts) for parts in zip(*batches))
+    assert c.empirical.value == pytest.approx(
+        float((nn.functional.linear(x, drawn["weight"], drawn["bias"]).argmax(1) != y).double().mean())
+    )
+    laws = [
+        torch.distributions.Normal(center[n].double(), 4.0) for center in (model.state_dict(), prior) for n in drawn
+    ]
+    inside, outside = (
+        sum(law.log_prob(drawn[n]).sum() for law, n in zip(laws[i : i + 2], drawn, strict=True)) for i in (0, 2)
+    )
+    assert c.kl == pytest.approx(float(inside - outside))
+    assert c.risk == pytest.approx(kl_inverse(c.empirical.value, max(0, c.kl + math.log(40 / 0.05)) / 400))
+
+
+def test_coverage_by_simulation():
+    """The true risk of the posterior is known by integration over x; the posterior is fitted to each sample."""
+    grid = torch.linspace(-1, 1, 2001, dtype=torch.float64)[:, None]
+    clean = (grid[:, 0] > 0).long()
+    fitted = {
+        w: 0.9 * risk_of_the_posterior(grid, clean, 4.0, w) + 0.1 * risk_of_the_posterior(grid, 1 - clean, 4.0, w)
+        for w in (2.0, 8.0)
+    }
+    held = 0
+    for seed in range(100):
+        _, prior, batches = line(seed=seed, n=100)
+        x, y = (torch.cat(parts) for parts in zip(*batches))
+        best = min(fitted, key=lambda w: risk_of_the_posterior(x, y, 4.0, w))
+        model = line(weight=best)[0]
+        held += (
+            certify(model, prior=prior, batches=batches, sigma=4.0, delta=0.1, num_passes=1, seed=seed).risk
+            >= fitted[best]
+        )
+    assert held >= 90
+
+
+def test_is_invisible():
+    model, prior, batches = line()
+    x, y = (torch.cat(parts) for parts in zip(*batches))
+    loader = DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True, generator=torch.Generator().manual_seed(0))
+    found = everything(model, [loader.generator])
+    certify(model, prior=prior, batches=loader, sigma=4.0, prior_batches=[(x + 5, y)])
+    assert everything(model, [loader.generator]) == found
+
+
+class Augmented(Dataset):
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, i):
+        return torch.tensor([i / 50 - 1]).double() + 0.01 * torch.randn(1).double(), i // 50
+
+
+def wrong(**changes):
+    model, prior, batches = line()
+    given = {"prior": prior, "batches": batches, "sigma": 4.0} | changes
+    return certify(given.pop("model", model), **given)
+
+
+def with_batch_norm():
+    model = nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2)).double()
+    prior = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model[1].running_mean.add_(1)
+    return {"model": model, "prior": prior}
+
+
+def frozen():
+    model, _, _ = line()
+    model.bias.requires_grad_(False)
+    model.bias.data.add_(1)
+    return {"model": model}
+
+
+def poisoned():
+    model, _, _ = line()
+    model.bias.data[0] = float("nan")
+    return {"model": model}
+
+
+x20, y20 = line()[2][0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"delta": 1.5}, ArgumentError, "delta is 1.5"),
+        ({"sigma": 0.0}, ArgumentError, "sigma is 0"),
+        ({"sigma": []}, ArgumentError, "empty sequence"),
+        ({"sigma": {"bias": 1.0}}, ArgumentError, "'weight' fits none.*'\\*'"),
+        ({"bound": "seeger"}, ArgumentError, "Did you mean 'seeger-maurer'"),
+        ({"loss": "zero-two"}, ArgumentError, "Did you mean 'zero-one'"),
+        ({"loss": 3}, ArgumentTypeError, "loss is 3"),
+        (
+            {"loss": lambda out, y: nn.functional.cross_entropy(out, y, reduction="none")},
+            ArgumentError,
+            r"losses run from",
+        ),
+        ({"loss": lambda out, y: (out * 0).mean()}, ArgumentTypeError, "reduction='none'"),
+        ({"prior": {"weight": torch.zeros(2, 1)}}, ArgumentError, "no entry 'bias'"),
+        ({"prior": {"weight": torch.zeros(1, 2), "bias": torch.zeros(2)}}, ArgumentError, r"\(1, 2\) in the prior"),
+        ({"prior": nn.Linear(1, 2)}, ArgumentTypeError, r"state_dict\(\)"),
+        ({"prior": {"weight": torch.full((2, 1), math.nan), "bias": torch.zeros(2)}}, NonFiniteError, "in the prior"),
+        (poisoned(), NonFiniteError, "'bias' holds NaN or infinity in the model"),
+        (with_batch_norm(), ArgumentError, "running_mean' differs.*Freeze"),
+        (frozen(), ArgumentError, "'bias' is frozen but differs"),
+        ({"batches": [(x20[:5], y20[:5])]}, ArgumentError, "5 examples, but at least 8"),
+        ({"prior_batches": [(x20, y20)]}, ArgumentError, "20 of the examples.*Split"),
+        (
+            {"batches": DataLoader(Augmented(), batch_size=10)},
+            ArgumentError,
+            "example 0 is another one.*without augmentation",
+        ),
+        (
+            {
+                "batches": DataLoader(
+                    TensorDataset(x20, y20), sampler=RandomSampler(range(20), replacement=True, num_samples=40)
+                )
+            },
+            ArgumentError,
+            "RandomSampler that repeats",
+        ),
+        (
+            {
+                "model": nn.Linear(1, 3).double(),
+                "prior": nn.Linear(1, 3).double().state_dict(),
+                "batches": [(x20, y20.double())],
+            },
+            ArgumentTypeError,
+            "no class numbers",
+        ),
+    ],
+)
+def test_messages(changes, error, message):
+    with pytest.raises(error, match=message):
+        wrong(**changes)

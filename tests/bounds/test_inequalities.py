@@ -1,0 +1,144 @@
+"""The inequalities: test vectors, properties that theory gives, and coverage by simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from flatmin.bounds.inequalities import (
+    INEQUALITIES,
+    binary_kl,
+    binomial,
+    dziugaite_roy,
+    dziugaite_roy_variance,
+    kl_inverse,
+    quadratic,
+    seeger_maurer,
+)
+from flatmin.errors import ArgumentError
+
+VECTORS = {"seeger-maurer": 0.150122, "mcallester": 0.209420, "linear": 0.188119, "catoni": 0.149998}
+
+
+@pytest.mark.parametrize(("name", "value"), VECTORS.items())
+def test_vectors(name, value):
+    assert INEQUALITIES[name](0.05, 500, 10_000, 0.05) == pytest.approx(value, abs=5e-7)
+
+
+@pytest.mark.parametrize(("q", "c", "p"), [(0.05, 0.05, 0.149062), (0, 0.1, 0.095163), (0.3, 0.01, 0.367162)])
+def test_vectors_of_the_inverse(q, c, p):
+    assert kl_inverse(q, c) == pytest.approx(p, abs=5e-7)
+
+
+risks = st.floats(0, 1)
+kls = st.floats(0, 1e5)
+sizes = st.integers(8, 10**6)
+deltas = st.floats(1e-12, 0.999)
+
+
+@given(risks, st.floats(0, 50))
+def test_the_inverse_is_an_upper_end(q, c):
+    p = kl_inverse(q, c)
+    assert q <= p <= 1
+    assert p == 1 or binary_kl(q, p) >= c * (1 - 1e-9)
+    assert p <= q + math.sqrt(c / 2) * (1 + 1e-9) + 1e-8  # Pinsker; near q the relative entropy cancels
+
+
+@given(st.sampled_from(list(INEQUALITIES)), risks, kls, sizes, deltas)
+@settings(max_examples=300)
+def test_a_bound_is_no_less_than_the_empirical_risk(name, risk, kl, n, delta):
+    assert INEQUALITIES[name](risk, kl, n, delta) >= risk * (1 - 1e-12)
+
+
+@given(
+    st.sampled_from(list(INEQUALITIES)),
+    st.floats(0, 0.9),
+    st.floats(0, 1e4),
+    st.integers(8, 10**5),
+    st.floats(1e-6, 0.4),
+)
+@settings(max_examples=300)
+def test_monotone(name, risk, kl, n, delta):
+    bound = INEQUALITIES[name]
+    here = bound(risk, kl, n, delta) * (1 + 1e-12)
+    assert bound(risk, 2 * kl + 1, n, delta) >= here / (1 + 1e-11)
+    assert bound(risk, kl, 2 * n, delta) <= here
+    assert bound(risk, kl, n, 2 * delta) <= here
+    assert bound(min(1.0, risk + 0.05), kl, n, delta) >= here / (1 + 1e-11)
+
+
+@given(risks, kls, sizes, deltas)
+@settings(max_examples=300)
+def test_the_order_that_theory_gives(risk, kl, n, delta):
+    """By Pinsker's inequality and its refinement for small risks, the inverse is below what is derived from it."""
+    tight = seeger_maurer(risk, kl, n, delta) * (1 - 1e-9)
+    assert tight <= INEQUALITIES["mcallester"](risk, kl, n, delta) + 1e-9
+    assert tight <= quadratic(risk, kl, n, delta) + 1e-9
+    assert quadratic(risk, kl, n, delta) == pytest.approx(INEQUALITIES["lambda"](risk, kl, n, delta), rel=1e-9)
+
+
+@given(st.integers(1, 300), st.data(), st.floats(1e-6, 0.5))
+@settings(max_examples=100)
+def test_the_binomial_bound_is_that_of_clopper_and_pearson(n, data, delta):
+    errors = data.draw(st.integers(0, n))
+    exact = 1.0 if errors == n else stats.beta.ppf(1 - delta, errors + 1, n - errors)
+    assert binomial(errors, n, delta) == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", [*INEQUALITIES, "binomial"])
+@pytest.mark.parametrize("risk", [0.01, 0.2])
+def test_coverage_for_a_posterior_that_does_not_depend_on_the_data(name, risk):
+    """With Q = P the bounds are about one coin: of 2,000 samples at least 90 % must be bounded at delta = 0.1."""
+    n, delta = 200, 0.1
+    errors = np.random.default_rng(0).binomial(n, risk, 2000)
+    if name == "binomial":
+        bounds = {k: binomial(int(k), n, delta) for k in set(errors.tolist())}
+    else:
+        bounds = {k: INEQUALITIES[name](k / n, 0.0, n, delta) for k in set(errors.tolist())}
+    covered = np.mean([bounds[k] >= risk for k in errors.tolist()])
+    assert covered >= 1 - delta
+
+
+def test_coverage_for_a_posterior_that_fits_noise():
+    """The worst honest case: of 10⁵ coins that are all fair, the posterior takes the luckiest. KL is ln 10⁵."""
+    coins, n, delta = 10**5, 100, 0.1
+    lowest = -np.expm1(np.log1p(-np.random.default_rng(1).random(2000)) / coins)  # the least of as many uniforms
+    lucky = stats.binom.ppf(lowest, n, 0.5).astype(int)
+    for name, bound in INEQUALITIES.items():
+        values = {k: bound(k / n, math.log(coins), n, delta) for k in set(lucky.tolist())}
+        assert np.mean([values[k] >= 0.5 for k in lucky.tolist()]) >= 1 - delta, name
+    # Without the price of choosing, the same bound fails: the test can fail.
+    blind = {k: seeger_maurer(k / n, 0.0, n, delta) for k in set(lucky.tolist())}
+    assert np.mean([blind[k] >= 0.5 for k in lucky.tolist()]) < 1 - delta
+
+
+def test_dziugaite_and_roy_pay_for_the_choice_of_the_prior():
+    variance = dziugaite_roy_variance(0.003)
+    j = 100 * math.log(0.1 / variance)
+    assert j == pytest.approx(round(j), abs=1e-9)
+    expected = kl_inverse(0.1, (50 + 2 * math.log(round(j)) + math.log(math.pi**2 * 1000 / (6 * 0.025))) / 999)
+    assert dziugaite_roy(0.1, 50, 1000, 0.025, prior_variance=variance) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: seeger_maurer(1.2, 1, 100, 0.05), r"risk is 1.2.*losses in \[0, 1\].*clamped"),
+        (lambda: seeger_maurer(0.2, -1, 100, 0.05), "kl is -1.*at least 0"),
+        (lambda: seeger_maurer(0.2, math.nan, 100, 0.05), "kl is nan"),
+        (lambda: seeger_maurer(0.2, 1, 7, 0.05), "n is 7.*at least 8"),
+        (lambda: seeger_maurer(0.2, 1, 100, 0.0), r"delta is 0.0.*confidence of 95 %"),
+        (lambda: seeger_maurer(0.2, 1, 100, 1.0), "delta is 1.0"),
+        (lambda: kl_inverse(0.2, math.nan), "c is NaN"),
+        (lambda: kl_inverse(-0.1, 0.1), "q is -0.1"),
+        (lambda: binomial(5, 4, 0.1), "errors is 5 of n = 4.*swapped"),
+        (lambda: dziugaite_roy(0.1, 1, 100, 0.05, prior_variance=0.2), "prior_variance is 0.2"),
+        (lambda: dziugaite_roy(0.1, 1, 100, 0.05, prior_variance=0.00123), "no member of the grid.*Round it"),
+    ],
+)
+def test_messages(call, message):
+    with pytest.raises(ArgumentError, match=message):
+        call()
