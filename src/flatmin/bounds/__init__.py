@@ -2,6 +2,7 @@
 
 from flatmin.bounds.certificate import Certificate
 from flatmin.bounds.certify import certify, certify_draw
+from flatmin.bounds.estimates import BoundEstimate, authors_estimate, equation_6, hessian_estimate
 from flatmin.bounds.inequalities import (
     INEQUALITIES,
     binary_kl,
@@ -21,8 +22,10 @@ from flatmin.bounds.posterior import kl_divergence
 
 __all__ = [
     "INEQUALITIES",
+    "BoundEstimate",
     "Certificate",
     "PosteriorRisk",
+    "authors_estimate",
     "binary_kl",
     "binomial",
     "catoni",
@@ -31,6 +34,8 @@ __all__ = [
     "clamped_cross_entropy",
     "dziugaite_roy",
     "dziugaite_roy_variance",
+    "equation_6",
+    "hessian_estimate",
     "kl_divergence",
     "kl_inverse",
     "lambda_bound",
