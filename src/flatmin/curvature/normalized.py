@@ -18,7 +18,8 @@ def normalized_trace(
 ) -> TraceEstimate:
     r"""Estimate the trace divided by the number of parameters, which is the mean eigenvalue.
 
-    .. math:: \overline{\operatorname{tr}}(A) = \frac{\operatorname{tr} A}{\operatorname{tr} I_d} = \frac1d \sum_i \lambda_i
+    .. math::
+        \overline{\operatorname{tr}}(A) = \frac{\operatorname{tr} A}{\operatorname{tr} I_d} = \frac1d \sum_i \lambda_i
 
     It is what Ahn, Jadbabaie and Sra (2024, section 2) measure flatness by, and compares models, or layers, of
     different size. For HAWQ-v2's sensitivity (Dong et al. 2020), the mean eigenvalue of every layer's own block, take
