@@ -34,7 +34,10 @@ class Operator(ABC):
         shape: (d, d).
         dtype: Type of the vectors.
         device: Device of the vectors.
+        multiplies: Whether it has products; without them, ``quadratic_forms`` is all it has.
     """
+
+    multiplies: bool = True
 
     layout: Layout
     shape: tuple[int, int]

@@ -1,0 +1,265 @@
+"""Quadratic forms from forward passes alone: no derivative of the network is taken, first or second."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from flatmin.checks import positive
+from flatmin.curvature.memory import available_memory
+from flatmin.curvature.operators.points import Centre, Parts, Points
+from flatmin.curvature.operators.risk_operator import RiskOperator
+from flatmin.curvature.operators.step_control import Step, choose_step
+from flatmin.errors import ArgumentError, ArgumentTypeError, NonFiniteError
+from flatmin.vectors import accumulation_dtype, has_16_bits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from flatmin.curvature.data import LossFunction
+    from flatmin.curvature.observe import Mode
+    from flatmin.curvature.risk import EmpiricalRisk
+
+_SHARE = 0.25  # of the free memory, for what batches keep between two points
+_LIMIT = 1.0  # a step as long as the weights themselves
+_USELESS = 0.3  # relative error above which 16-bit weights are refused
+
+
+class ForwardOnlyHessian(RiskOperator):
+    r"""The Hessian's quadratic forms from forward passes alone; it has no products.
+
+    .. math:: v^\top H v \approx \frac1N \sum_n
+        \Big(\frac{z_+ - z_-}{2h}\Big)^{\!\top} \nabla_z^2 \ell_n \Big(\frac{z_+ - z_-}{2h}\Big)
+        + \frac{\partial \ell_n}{\partial z} \cdot \frac{z_+ - 2z + z_-}{h^2}, \qquad z_\pm = z(W \pm hv)
+
+    with z the outputs of the model. The loss is differentiated, which is cheap and exact, and the network is not: no
+    graph is recorded. Whatever runs forward can be measured, with the memory of a forward pass: models with fused
+    attention kernels, compiled ones, ones with quantised layers (parameters that require gradients are moved, the rest
+    stays). Outputs are far better conditioned than losses, of whose digits f(W + hv) + f(W - hv) - 2 f(W) cancels
+    nearly all. Losses are what is left where they are no function of the outputs: a penalty on the weights, or a model
+    that returns its loss, as those of transformers do when given labels (let ``loss_fn`` make it from the logits).
+    ``route`` tells.
+
+    The step is chosen on the first batch, once for each set of parameters that vectors touch and each place in weight
+    space: its length h‖v‖, relative to the norm of those parameters, is where truncation (as h²) and rounding (as
+    1/h²) are as small as each other. About 10⁻² in float32, with an error of a part in a thousand.
+
+    **Kinks.** For ReLU and max-pooling, second derivatives are those of the linear pieces, but a difference steps over
+    kinks and sees them: on a CIFAR ResNet-20 it comes out at two to three times the Hessian's trace for any step. It is
+    then the curvature that noise of this size acts on. For the Hessian of such networks take :class:`ForwardOnlyGGN`,
+    whose trace is the Hessian's there.
+
+    In units of a gradient: 1/3 for the outputs at W, once a block, and 2/3 a vector. Memory: one copy of the weights,
+    one vector, and what the outputs take.
+
+    Args:
+        model: As for :class:`RiskOperator`, and so are the attributes and what is left untouched.
+        loss_fn: Likewise.
+        batches: Likewise.
+        step: h‖v‖, relative to the norm of the parameters that v touches. Default: chosen as above.
+        mode: As for :class:`RiskOperator`.
+        parameters: Likewise.
+        memory: Bytes that batches may keep of their outputs between two points; with more of them, weights are moved
+            less often. One batch is always kept. Default: a quarter of what is free.
+
+    Attributes:
+        step: As given; may be set.
+        error: The largest estimated error of a form by truncation and rounding, relative to the size of its two
+            parts; None before the first, or where ``step`` was given.
+
+    Raises:
+        ArgumentTypeError: A product is asked for.
+        ArgumentError: 16-bit weights are too coarse for any step.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1, bias=False).double()
+        >>> batches = [(torch.tensor([[1.0, 2.0]]).double(), torch.zeros(1, 1).double())]
+        >>> H = ForwardOnlyHessian(model, torch.nn.functional.mse_loss, batches)
+        >>> H.quadratic_forms(torch.eye(2).double())               # of 2 x xᵀ
+        tensor([2.0000, 8.0000], dtype=torch.float64)
+    """
+
+    multiplies = False
+
+    _ROUNDING = 2  # the power of 1/h by which rounding grows
+    _WHAT = "second differences"
+    _WITH_PRODUCTS = "Hessian"
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[..., Any],
+        loss_fn: LossFunction,
+        batches: Iterable[Any],
+        *,
+        step: float | None = None,
+        mode: Mode = "eval",
+        parameters: Mapping[str, Tensor] | None = None,
+        memory: int | None = None,
+    ) -> None:
+        if step is not None:
+            positive("step", step, hint="It is relative to the norm of the parameters; 1e-2 is usual in float32.")
+        super().__init__(model, loss_fn, batches, mode=mode, parameters=parameters, memory=memory)
+        self.step = step
+
+    def _set_up(self, risk: EmpiricalRisk, memory: int | None, *args: Any, **options: Any) -> None:
+        super()._set_up(risk, memory, *args, **options)
+        self.step: float | None = None
+        self._steps: dict[tuple[bool, ...], Step] = {}
+        self._place: tuple | None = None
+        self._on_losses = False
+
+    @property
+    def error(self) -> float | None:
+        """The largest estimated relative error by the step."""
+        return max((step.error for step in self._steps.values()), default=None) if self.step is None else None
+
+    @property
+    def route(self) -> str:
+        """How forms are computed, by which step, and with what error."""
+        what = f"{self._WHAT} of {'losses' if self._on_losses else 'outputs'}, forward passes only"
+        if self.step is not None:
+            return f"{what}, step {self.step:.2g}"
+        sizes = [step.size for step in self._steps.values()]
+        if not sizes:
+            return what
+        span = f"{min(sizes):.2g}" if min(sizes) == max(sizes) else f"{min(sizes):.2g} to {max(sizes):.2g}"
+        return f"{what}, step {span} (error {self.error:.1g})"
+
+    def quadratic_forms(self, block: Tensor) -> Tensor:
+        """Return v'Hv for every column v of ``block`` (d, m), shape (m,), summed in float64.
+
+        Raises:
+            ArgumentError: ``block`` has another shape or is not finite, or 16-bit weights are too coarse.
+            NonFiniteError: Outputs or loss are NaN or infinite at displaced weights.
+        """
+        self._check(block)
+        columns = block.detach().to(self.device, self.dtype).reshape(self.shape[0], -1)
+        with self.risk.observed():
+            self.risk.check_weights()
+            forms = self._forms(columns)
+        if not forms.isfinite().all():
+            raise NonFiniteError(
+                f"a quadratic form of the {type(self).__name__} is not finite although loss and weights are: outputs "
+                f"overflow at displaced weights. Choose a smaller step than {self.route.split('step ')[-1]}: H.step = "
+                "1e-3, or measure in float32."
+            )
+        return forms.reshape(block.shape[1:])
+
+    def _forms(self, columns: Tensor) -> Tensor:
+        if self._place != self.risk.place():  # other weights: other steps
+            self._steps = {}
+        wide = accumulation_dtype(self.device)
+        total, count = torch.zeros(columns.shape[1], dtype=wide, device=self.device), 0
+        norms = torch.linalg.vector_norm(columns, dim=0, dtype=wide).tolist()
+        points = Points(self.risk)
+        try:
+            for chunk in self._chunks():
+                for j, norm in enumerate(norms):
+                    if norm > 0:
+                        total[j] += self._form(points, chunk, columns[:, j], norm)
+                points.rest()
+                count += sum(centre.size for centre in chunk)
+        finally:
+            points.close()
+            self._place = self.risk.place()
+        return total / count
+
+    def _form(self, points: Points, chunk: list[Centre], column: Tensor, norm: float) -> Tensor:
+        """Return the sum over the examples of ``chunk`` of one form."""
+        vector = self.layout.split(column)
+        touched = tuple(bool(part.any()) for part in vector.values())
+        unit = points.norm(touched) / norm
+        size = self.step
+        if size is None:
+            if touched not in self._steps:
+                self._steps[touched] = self._choose(points, chunk[0], vector, unit)
+            size = self._steps[touched].size
+        return self._combine(points.parts(chunk, vector, size * unit))
+
+    def _choose(self, points: Points, centre: Centre, vector: Mapping[str, Tensor], unit: float) -> Step:
+        """Choose the step on one batch."""
+
+        def evaluate(size: float) -> tuple[float, float]:
+            parts = points.parts([centre], vector, size * unit)
+            return float(self._combine(parts)), float(self._combine(Parts(parts.outer.abs(), parts.functional.abs())))
+
+        types = [*(p.dtype for p in self.risk.parameters.values()), *(z.dtype for z in centre.outputs)]
+        coarsest = max(types, key=lambda dtype: torch.finfo(dtype).eps)
+        eps = torch.finfo(coarsest).eps
+        start = eps ** (1 / (2 + self._ROUNDING))
+        step = choose_step(evaluate, start, rounding=self._ROUNDING, enough=eps**0.5, limit=_LIMIT)
+        if not step.error <= _USELESS and has_16_bits(self.risk.parameters.values()):
+            raise ArgumentError(
+                f"weights of {coarsest} are too coarse for differences: at the best step, {step.size:.2g} of their "
+                f"norm, a quadratic form is uncertain by {step.error:.0%}. Measure a copy in float32, "
+                "copy.deepcopy(model).float(), or use Hessian, which takes derivatives."
+            )
+        return step
+
+    def _combine(self, parts: Parts) -> Tensor:
+        return parts.outer + parts.functional
+
+    def _chunks(self) -> Iterator[list[Centre]]:
+        """Yield the batches evaluated at W, as many at a time as memory allows."""
+        budget = int(_SHARE * available_memory(self.device)) if self._memory is None else self._memory
+        chunk, used = list[Centre](), 0
+        for part in self.risk.losses():
+            centre = Centre.of(part, self.risk)
+            self._look_at(centre)
+            self.risk.spend(1 / 3, part.size)
+            chunk.append(centre)
+            used += centre.nbytes
+            if used + centre.nbytes > budget:  # another would not fit; the latest must be among them, whose random
+                yield chunk  # states the next one goes on from
+                chunk, used = [], 0
+        if chunk:
+            yield chunk
+
+    def _look_at(self, centre: Centre) -> None:
+        self._on_losses |= centre.is_loss
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise ArgumentTypeError(
+            f"a product with the {type(self).__name__} was asked for, but forward passes give quadratic forms alone: "
+            "A.quadratic_forms(block), of which a trace by probes is made. Eigenvalues, densities and diagonals need "
+            f"products, and so gradients: use {self._WITH_PRODUCTS}(model, loss_fn, batches)."
+        )
+
+    _multiply = _prepare = _push = _difference = _refuse
+
+
+class ForwardOnlyGGN(ForwardOnlyHessian):
+    r"""The Gauss-Newton matrix's quadratic forms from forward passes alone; it has no products.
+
+    .. math:: v^\top G v \approx \frac1N \sum_n \Big(\frac{z_+ - z_-}{2h}\Big)^{\!\top} \nabla_z^2 \ell_n
+        \Big(\frac{z_+ - z_-}{2h}\Big)
+
+    First differences of the outputs bear smaller steps than second ones, and kinks in the network disturb them less.
+    See :class:`ForwardOnlyHessian` for all else.
+
+    Raises:
+        ArgumentTypeError: A product is asked for, or the loss is no function of the outputs.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1, bias=False).double()
+        >>> batches = [(torch.tensor([[1.0, 2.0]]).double(), torch.zeros(1, 1).double())]
+        >>> ForwardOnlyGGN(model, torch.nn.functional.mse_loss, batches).quadratic_forms(torch.eye(2).double())
+        tensor([2.0000, 8.0000], dtype=torch.float64)
+    """
+
+    _ROUNDING = 1
+    _WHAT = "first differences"
+    _WITH_PRODUCTS = "GGN"
+
+    def _combine(self, parts: Parts) -> Tensor:
+        return parts.outer
+
+    def _look_at(self, centre: Centre) -> None:
+        if centre.is_loss:
+            raise ArgumentTypeError(
+                "the loss cannot be told from the network: the model returns it, or it is made of more than the "
+                "model's outputs, so its Gauss-Newton matrix is not known. Let loss_fn make the loss from the outputs "
+                "(logits) alone."
+            )

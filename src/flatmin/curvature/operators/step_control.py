@@ -1,0 +1,81 @@
+"""The step of a finite difference, chosen from the data: where truncation and rounding are as small as each other."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_MOST = 14  # steps that are tried
+_NOISE = 0.3
+
+
+class Step(NamedTuple):
+    """A step and what it is worth.
+
+    Attributes:
+        size: The step.
+        error: The estimated error of a difference at this step, relative to the size of what is differenced.
+    """
+
+    size: float
+    error: float
+
+
+def choose_step(
+    evaluate: Callable[[float], tuple[float, float]], start: float, *, rounding: float, enough: float, limit: float
+) -> Step:
+    r"""Choose a step on a ladder of powers of two around ``start``.
+
+    The error of a central difference is :math:`a h^2` by truncation and :math:`b h^{-p}` by rounding. The difference
+    between the values at h and 2h shows it (three times the first, about once the second); what a pair shows on one
+    rung, it bounds on the others by these laws, so that an accidental agreement of two values is not taken for
+    precision. The ladder grows until the least error lies inside it, or is small enough.
+
+    Args:
+        evaluate: Returns the value at a step and the magnitude of its parts, by which the error is divided.
+        start: The first step.
+        rounding: p: 2 for a second difference, 1 for a first.
+        enough: The error that is small enough.
+        limit: The largest step that makes sense; not much below ``start``.
+
+    Example:
+        >>> def second_difference(h):
+        ...     return 1 + h**2 + 1e-8 / h**2 * math.sin(1 / h), 1.0
+        >>> choose_step(second_difference, 1.0, rounding=2, enough=1e-6, limit=8.0).size
+        0.0078125
+    """
+    highest = math.floor(math.log2(limit / start))
+    values = {k: evaluate(start * 2.0**k) for k in (-1, 0, 1) if k <= highest}
+    while True:
+        best, error = _best(values, rounding)
+        low, high = min(values), max(values)
+        beyond = low - 1 if best == low else high + 1 if best == high - 1 and high < highest else None
+        if beyond is None or error <= enough or len(values) == _MOST:
+            return Step(start * 2.0**best, error)
+        values[beyond] = evaluate(start * 2.0**beyond)
+
+
+def _best(values: dict[int, tuple[float, float]], rounding: float) -> tuple[int, float]:
+    """Return the rung with the least relative error, and that; where all is noise, that of the least absolute error."""
+    errors = _errors({k: value for k, (value, _) in values.items()}, rounding)
+    relative = {k: _relative(e, values[k][1]) for k, e in errors.items()}
+    best = min(relative, key=relative.__getitem__)
+    if relative[best] > _NOISE:
+        best = min(errors, key=errors.__getitem__)
+    return best, relative[best]
+
+
+def _errors(values: dict[int, float], rounding: float) -> dict[int, float]:
+    """Return the error of each rung but the highest: the most that any pair of neighbours lets it be."""
+    shown = {k: abs(values[k + 1] - values[k]) for k in range(min(values), max(values))}
+    shown = {k: math.inf if math.isnan(difference) else difference for k, difference in shown.items()}
+    return {
+        k: max(e * 2.0 ** (-2 * (j - k) if j > k else -rounding * (k - j)) for j, e in shown.items()) for k in shown
+    }
+
+
+def _relative(error: float, size: float) -> float:
+    return error / size if size > 0 else math.inf if error > 0 else 0.0
