@@ -9,11 +9,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class _Value(BaseModel):
+class Value(BaseModel):
+    """What is stored as JSON: frozen, without fields it does not know."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
-class RunSpec(_Value):
+class RunSpec(Value):
     """One training run. Everything that its numbers depend on is here; equal specifications give equal numbers."""
 
     task: str
@@ -35,7 +37,7 @@ class RunSpec(_Value):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
-class Point(_Value):
+class Point(Value):
     """One row of a training history."""
 
     evaluations: int = Field(description="gradient evaluations used so far")
@@ -47,7 +49,7 @@ class Point(_Value):
     live_trace_stderr: float | None = None
 
 
-class RunResult(_Value):
+class RunResult(Value):
     """A finished run. The test split is looked at once, after training; tuning sees the validation numbers alone.
 
     A run that diverged is a result too: its accuracies and losses are NaN, and ``message`` says what happened.
@@ -88,7 +90,7 @@ class RunResult(_Value):
         )
 
 
-class CompareSpec(_Value):
+class CompareSpec(Value):
     """What ``flatmin compare`` was asked for."""
 
     tasks: tuple[str, ...]
@@ -98,7 +100,7 @@ class CompareSpec(_Value):
     device: str = "cpu"
 
 
-class Selection(_Value):
+class Selection(Value):
     """How one method's sigma or rho was chosen on one task: by mean validation accuracy over the tuning seeds."""
 
     task: str
@@ -111,7 +113,7 @@ class Selection(_Value):
     chosen: float
 
 
-class Surface(_Value):
+class Surface(Value):
     """Loss on a plane through one solution along two filter-normalised random directions."""
 
     task: str
@@ -121,7 +123,7 @@ class Surface(_Value):
     loss: tuple[tuple[float, ...], ...] = Field(description="loss[i][j] at coordinates[i], coordinates[j]")
 
 
-class Comparison(_Value):
+class Comparison(Value):
     """Everything a report needs, from stored results alone."""
 
     spec: CompareSpec

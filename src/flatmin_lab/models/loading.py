@@ -175,7 +175,7 @@ def _load_strictly(model: nn.Module, weights: Mapping[str, Tensor], what: str) -
             "--model to have it recognised, or measure it from Python: flatmin.measures.measure(model, loss_fn, "
             "batches)."
         )
-    model.to(next(iter(weights.values())).dtype)
+    model.to(next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point()))
     model.load_state_dict(weights, strict=False)
 
 

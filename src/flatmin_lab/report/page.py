@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
-
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from flatmin_lab.files import write_whole
 from flatmin_lab.report import text
 from flatmin_lab.report.curves import CURVES, curves_figure
 from flatmin_lab.report.figures import differences_figure, seeds_figure
-from flatmin_lab.report.style import all_colours
+from flatmin_lab.report.html import render_page
 from flatmin_lab.report.summary import COMPARED, METRICS, REFERENCE, summarise
 from flatmin_lab.report.surfaces import common_scale, surface_figure
 from flatmin_lab.report.svg import inline_svg
@@ -24,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from markupsafe import Markup
     from matplotlib.figure import Figure
 
     from flatmin_lab.report.summary import MethodSummary
@@ -74,7 +70,8 @@ def render(comparison: Comparison) -> str:
     """Return the report's HTML; every text that came from outside is escaped."""
     summaries = summarise(comparison)
     spec = comparison.spec
-    return _template().render(
+    return render_page(
+        "page.html.j2",
         spec=spec,
         methods=[text.method_label(m) for m in spec.methods],
         reference=text.method_label(REFERENCE),
@@ -87,8 +84,6 @@ def render(comparison: Comparison) -> str:
         run_heads=["Task", "Method", "Seed", *(text.METRICS[name].title for name in METRICS)],
         environment=sorted(comparison.environment.items()),
         command=_command(comparison),
-        colours=all_colours(),
-        style=Markup(_resource("page.css")),  # noqa: S704 (a file of this package)
     )
 
 
@@ -184,13 +179,3 @@ def _command(comparison: Comparison) -> str:
     words = ["flatmin", "compare", "--methods", *spec.methods, "--tasks", *spec.tasks]
     words += ["--seeds", str(spec.seeds), "--budget", str(spec.budget), "--device", spec.device]
     return shlex.join(words)
-
-
-@cache
-def _template() -> Any:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_resource("page.html.j2"))
-
-
-def _resource(name: str) -> str:
-    return files("flatmin_lab.report").joinpath(name).read_text(encoding="utf-8")

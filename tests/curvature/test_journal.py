@@ -1,0 +1,128 @@
+"""The journal: what was answered is recalled, what is asked anew is computed, and no number depends on it."""
+
+import pytest
+import torch
+
+from curvature_cases import case
+from flatmin.curvature import Hessian, top_eigenvalues, trace
+from flatmin.curvature.counted import Counted
+from flatmin.curvature.journal import Journal
+
+
+class Once:
+    """A symmetric matrix that counts its products and can fail in the midst of them."""
+
+    def __init__(self, matrix, fails_after=10**9):
+        self.matrix, self.shape, self.dtype, self.device = matrix, matrix.shape, matrix.dtype, matrix.device
+        self.columns, self.fails_after, self.gradients = 0, fails_after, 0.0
+
+    def __matmul__(self, block):
+        if self.columns >= self.fails_after:
+            raise KeyboardInterrupt
+        self.columns += block.shape[1]
+        self.gradients += 3.0 * block.shape[1]
+        return self.matrix @ block
+
+
+def matrix(d=40):
+    g = torch.Generator().manual_seed(0)
+    a = torch.randn(d, d, generator=g, dtype=torch.float64)
+    return a @ a.T
+
+
+def blocks(count=4, d=40, width=2):
+    g = torch.Generator().manual_seed(1)
+    return [torch.randn(d, width, generator=g, dtype=torch.float64) for _ in range(count)]
+
+
+def asked(entries, operator, questions, **options):
+    """What a counted operator answers while a journal over ``entries`` is open."""
+    with Journal(entries, "part", **options).open() as journal:
+        counted = Counted(operator)
+        answers = [counted.products(q) for q in questions] + [counted.forms(q) for q in questions]
+    return answers, counted, journal
+
+
+def test_what_was_answered_is_not_computed_again():
+    entries, first, second = {}, Once(matrix()), Once(matrix())
+    before, account, _ = asked(entries, first, blocks())
+    after, again, journal = asked(entries, second, blocks())
+    assert first.columns == 16
+    assert second.columns == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, after))
+    assert again.cost() == account.cost()  # the products and the gradients that they had cost
+    assert again.cost()["gradients"] == 48.0
+    assert journal.recalled == 48.0
+
+
+@pytest.mark.parametrize("other", [0, 2])
+def test_from_the_first_question_that_differs_all_is_computed(other):
+    entries, questions = {}, blocks()
+    asked(entries, Once(matrix()), questions)
+    questions[other] = -questions[other]
+    operator = Once(matrix())
+    answers, *_ = asked(entries, operator, questions)
+    assert operator.columns == 16 - 2 * other
+    assert torch.allclose(answers[other], matrix() @ questions[other])
+    again = Once(matrix())
+    asked(entries, again, questions)  # and what was computed has taken the place of the former
+    assert again.columns == 0
+
+
+def test_answers_beyond_the_limit_are_computed_again():
+    entries, room = {}, 40 * 2 * 8
+    asked(entries, Once(matrix()), blocks(), limit=2 * room)
+    operator = Once(matrix())
+    answers, *_ = asked(entries, operator, blocks(), limit=2 * room)
+    assert operator.columns == 12  # two of eight are recalled
+    assert all(torch.allclose(a, matrix() @ q) for a, q in zip(answers, blocks()))
+
+
+def test_nothing_is_kept_without_a_store_and_forgotten_when_asked():
+    _, _, journal = asked(None, Once(matrix()), blocks())
+    assert journal.columns == 16
+    entries = {"other": 1}
+    *_, journal = asked(entries, Once(matrix()), blocks())
+    assert len(entries) == 9
+    journal.forget()
+    assert entries == {"other": 1}
+
+
+def test_whoever_watches_is_told_of_every_block():
+    told = []
+    asked({}, Once(matrix()), blocks(2), watch=told.append)
+    assert told == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("stop", [1, 17, 40])
+def test_an_interrupted_estimate_goes_on_with_the_same_numbers(stop):
+    whole = trace(matrix(), num_matvecs=60, seed=3)
+    pairs = top_eigenvalues(matrix(), 3, seed=3)
+    for estimate, wanted in ((lambda A: trace(A, num_matvecs=60, seed=3), whole.value),):
+        entries = {}
+        with pytest.raises(KeyboardInterrupt), Journal(entries, "trace").open():
+            estimate(Once(matrix(), fails_after=stop))
+        operator = Once(matrix())
+        with Journal(entries, "trace").open():
+            assert estimate(operator).value == wanted
+    entries = {}
+    with pytest.raises(KeyboardInterrupt), Journal(entries, "pairs").open():
+        top_eigenvalues(Once(matrix(), fails_after=min(stop, 10)), 3, seed=3)
+    operator = Once(matrix())
+    with Journal(entries, "pairs").open():
+        again = top_eigenvalues(operator, 3, seed=3)
+    assert torch.equal(again.values, pairs.values)
+    assert operator.columns < pairs.num_matvecs
+    assert again.num_matvecs == pairs.num_matvecs
+
+
+def test_a_hessian_is_not_even_asked_for_its_data():
+    entries = {}
+    whole = []
+    for _ in range(2):
+        H = Hessian(*case("tanh"))
+        with Journal(entries, "pairs").open():
+            whole.append(top_eigenvalues(H, 2))
+    assert H.gradients == 0.0
+    assert whole[1].gradients == pytest.approx(whole[0].gradients)
+    assert torch.equal(whole[0].vectors, whole[1].vectors)
