@@ -155,13 +155,6 @@ def test_messages(changes, error, message):
         wrong(**changes)
 
 
-def test_a_sparse_gradient_is_refused():
-    model = nn.Sequential(nn.Embedding(4, 3, sparse=True), nn.Tanh(), nn.Linear(3, 3))
-    H = Hessian(model, functional.cross_entropy, [(torch.tensor([0, 1]), torch.tensor([0, 1]))])
-    with pytest.raises(ArgumentTypeError, match=r"'0.weight' has a sparse gradient.*sparse = False"):
-        H @ torch.ones(H.shape[0])
-
-
 def test_a_loss_of_one_element_is_a_scalar():
     model, _, batches = case("tanh")
     H = Hessian(model, lambda o, t: functional.cross_entropy(o, t).view(1, 1), batches)

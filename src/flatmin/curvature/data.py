@@ -164,6 +164,27 @@ class Functional(nn.Module):
         return self._function(dict(self._parameters), *inputs, **named)
 
 
+def as_module(model: nn.Module | Callable[..., Any], parameters: Mapping[str, Tensor] | None) -> nn.Module:
+    """Return ``model``, a function of (parameters, inputs) as a module.
+
+    Raises:
+        ArgumentTypeError: It is neither, or parameters are given for a module or missing for a function.
+    """
+    if parameters is not None and not isinstance(model, nn.Module) and callable(model):
+        model = Functional(model, parameters)
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(
+            f"model is {model!r}, but a torch.nn.Module is needed, or a function of (parameters, inputs) together "
+            "with parameters={name: tensor}."
+        )
+    if parameters is not None and not isinstance(model, Functional):
+        raise ArgumentTypeError(
+            f"parameters were given, but the model is a {type(model).__name__}, whose own parameters are measured. "
+            "Leave them out, or pass a function of (parameters, inputs) as model."
+        )
+    return model
+
+
 class Forward:
     """What a model and a loss make of a batch.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Mapping
 
 _UNKNOWN = 2**30  # where nothing can be asked
 
@@ -25,6 +26,47 @@ def available_memory(device: torch.device) -> int:
     return _UNKNOWN
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a graph, or several, hold in saved tensors.
+
+    Attributes:
+        storages: Address to number of bytes: what several graphs share counts once.
+        is_packed: Whether some tensors are packed by hooks (activation checkpointing, offloading), and so not counted.
+    """
+
+    storages: Mapping[int, int] = field(default_factory=dict)
+    is_packed: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """The number of bytes."""
+        return sum(self.storages.values())
+
+    def __or__(self, other: Held) -> Held:
+        return Held({**self.storages, **other.storages}, self.is_packed or other.is_packed)
+
+
+def held_by(roots: Iterable[Tensor]) -> Held:
+    """Return what the graph behind ``roots`` holds in saved tensors, parameters aside."""
+    storages: dict[int, int] = {}
+    is_packed = False
+    ahead, seen = [root.grad_fn for root in roots], set()
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for value in _saved(node):
+            if value is _PACKED:
+                is_packed = True
+            elif isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and not _is_view(value):
+                storage = value.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+        ahead += [following for following, _ in node.next_functions]
+    return Held(storages, is_packed)
+
+
 def graph_bytes(roots: Iterable[Tensor]) -> int:
     """Return the bytes that the graph behind ``roots`` holds in saved tensors, each storage once, parameters aside.
 
@@ -33,29 +75,28 @@ def graph_bytes(roots: Iterable[Tensor]) -> int:
         >>> graph_bytes([w.exp().sum()])                           # exp saves its result
         16
     """
-    storages: dict[int, int] = {}
-    ahead, seen = [root.grad_fn for root in roots], set()
-    while ahead:
-        node = ahead.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        for tensor in _saved(node):
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        ahead += [following for following, _ in node.next_functions]
-    return sum(storages.values())
+    return held_by(roots).bytes
 
 
-_SAVED_NAMES: dict[type, list[str]] = {}
+def _is_view(tensor: Tensor) -> bool:
+    """Tell whether it shows a parameter: a linear layer saves its weight transposed."""
+    return isinstance(tensor._base, nn.Parameter)
 
 
-def _saved(node: torch.autograd.graph.Node) -> Iterable[Tensor]:
-    """Return the tensors that a node has saved for its derivative."""
-    names = _SAVED_NAMES.get(type(node))
+_PACKED = object()
+_NAMES: dict[type, list[tuple[str, str]]] = {}
+
+
+def _saved(node: Any) -> Iterator[Any]:
+    """Yield what a node has saved for its derivative; what hooks have packed is not unpacked, which might compute."""
+    names = _NAMES.get(type(node))
     if names is None:
-        names = [n for n in dir(type(node)) if n.startswith("_saved_")] or ["saved_tensors"]
-        _SAVED_NAMES[type(node)] = names
-    for name in names:
+        names = [(f"_raw{n}", n) for n in dir(type(node)) if n.startswith("_saved_")]
+        _NAMES[type(node)] = names = names or [("_raw_saved_tensors", "saved_tensors")]  # of functions in Python
+    for raw, name in names:
+        kept = getattr(node, raw, None)
+        if any(getattr(one, "unpack_hook", None) is not None for one in (kept if isinstance(kept, tuple) else (kept,))):
+            yield _PACKED
+            continue
         value = getattr(node, name, None)
-        values = value if isinstance(value, (tuple, list)) else (value,)
-        yield from (item for item in values if isinstance(item, Tensor) and not isinstance(item, nn.Parameter))
+        yield from value if isinstance(value, (tuple, list)) else (value,)

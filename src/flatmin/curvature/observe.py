@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +19,9 @@ Mode = Literal["eval", "current"]
 
 
 @contextmanager
-def observing(model: nn.Module, *, mode: Mode = "eval", differentiable: bool = False) -> Iterator[None]:
+def observing(
+    model: nn.Module, *, mode: Mode = "eval", differentiable: bool = False, once: bool = False
+) -> Iterator[None]:
     """Hold still what evaluating ``model`` may move: the modes of all submodules and all buffers.
 
     Modes are set by their flag and not by ``train()``, which some modules take as a command to change their weights.
@@ -27,7 +30,9 @@ def observing(model: nn.Module, *, mode: Mode = "eval", differentiable: bool = F
         model: The model.
         mode: What the modules do meanwhile.
         differentiable: Record a graph that can be differentiated twice. This calls for the math kernel of
-            ``scaled_dot_product_attention``, since the fused ones have one derivative only.
+            ``scaled_dot_product_attention`` and for the original of what ``torch.compile`` made, since fused kernels
+            and compiled graphs have one derivative only.
+        once: One derivative will do, so that kernels and compiled graphs may stay.
     """
     modules = list(model.modules())
     modes = [module.training for module in modules]
@@ -35,8 +40,13 @@ def observing(model: nn.Module, *, mode: Mode = "eval", differentiable: bool = F
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.set_grad_enabled(differentiable))
-        if differentiable:
+        # Autocast's copies of weights may stem from where no graph is recorded, and would have none.
+        torch.clear_autocast_cache()
+        stack.callback(torch.clear_autocast_cache)
+        if differentiable and not once:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if "torch._dynamo" in sys.modules:  # else nothing is compiled
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             if mode == "eval":
                 for module in modules:
@@ -61,4 +71,5 @@ class _Buffer:
     def restore(self) -> None:
         self._module._buffers[self._name] = self._tensor
         if self._tensor is not None and self._held is not None:
-            self._tensor.copy_(self._held)
+            # .data: graphs that are kept use the buffer, and need not be told that it was written the same numbers.
+            self._tensor.data.copy_(self._held)

@@ -8,17 +8,17 @@ with n_b examples in batch b and ℓ_b their mean loss: a short last batch count
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from flatmin.checks import choice
+from flatmin.curvature.batch import Batch, BatchLoss, check_depends
 from flatmin.curvature.data import (
     Forward,
-    Functional,
     LossFunction,
+    as_module,
     compiled,
     generators_of,
     num_examples,
@@ -33,43 +33,6 @@ from flatmin.perturb.randomness import RandomState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-
-
-class Batch(NamedTuple):
-    """One batch, read.
-
-    Attributes:
-        content: The batch, on the device of the model.
-        size: The number of its examples.
-        index: Its place in the data.
-        start: The random states that it is evaluated from.
-    """
-
-    content: Any
-    size: int
-    index: int
-    start: RandomState
-
-
-@dataclass(frozen=True)
-class BatchLoss:
-    """One batch, evaluated.
-
-    Attributes:
-        loss: Its mean loss, 0-dim, with its graph where one is recorded.
-        size: The number of its examples.
-        output: What the model returned, with its graph likewise.
-        batch: The batch, on the device of the model.
-        index: Its place in the data.
-        start: The random states that it was evaluated from.
-    """
-
-    loss: Tensor
-    size: int
-    output: Any
-    batch: Any
-    index: int
-    start: RandomState
 
 
 class EmpiricalRisk:
@@ -105,27 +68,16 @@ class EmpiricalRisk:
         mode: Mode = "eval",
         parameters: Mapping[str, Tensor] | None = None,
     ) -> None:
-        if parameters is not None and not isinstance(model, nn.Module) and callable(model):
-            model = Functional(model, parameters)
-        if not isinstance(model, nn.Module):
-            raise ArgumentTypeError(
-                f"model is {model!r}, but a torch.nn.Module is needed, or a function of (parameters, inputs) together "
-                "with parameters={name: tensor}."
-            )
-        if parameters is not None and not isinstance(model, Functional):
-            raise ArgumentTypeError(
-                f"parameters were given, but the model is a {type(model).__name__}, whose own parameters are measured. "
-                "Leave them out, or pass a function of (parameters, inputs) as model."
-            )
+        module = as_module(model, parameters)
         if not callable(loss_fn):
             raise ArgumentTypeError(f"loss_fn is {loss_fn!r}, but a function of (output, targets) is needed.")
-        self.model: nn.Module = unwrapped(model)
+        self.model: nn.Module = unwrapped(module)
         self.parameters = trainable_parameters(self.model)
         self.layout = Layout.of(self.parameters)
         self.device = next(iter(self.parameters.values())).device
         self._mode: Mode = "eval" if choice("mode", mode, get_args(Mode)) == "eval" else "current"
         self._batches = reiterable(batches)
-        self._forward = Forward(self.model, loss_fn, compiled(model))
+        self._forward = Forward(self.model, loss_fn, compiled(module))
         self._generators = generators_of(batches)
         self._start = self._random_states()
         self.num_examples: int | None = None
@@ -133,12 +85,12 @@ class EmpiricalRisk:
         self._work = 0.0  # in gradients of one example
 
     @contextmanager
-    def observed(self, *, differentiable: bool = False) -> Iterator[None]:
+    def observed(self, *, differentiable: bool = False, once: bool = False) -> Iterator[None]:
         """Be inside this context to call :meth:`losses` and :meth:`mean`; leaving it undoes all traces."""
         found = self._random_states()
         with ExitStack() as stack:
             stack.callback(self._set_random_states, found)
-            stack.enter_context(observing(self.model, mode=self._mode, differentiable=differentiable))
+            stack.enter_context(observing(self.model, mode=self._mode, differentiable=differentiable, once=once))
             yield
 
     def losses(self, *, finite: bool = True, skip: int = 0) -> Iterator[BatchLoss]:
@@ -279,10 +231,4 @@ class EmpiricalRisk:
             generator.set_state(state)
 
 
-def check_depends(loss: Tensor) -> None:
-    """Raise ArgumentTypeError unless ``loss`` has a graph."""
-    if not loss.requires_grad:
-        raise ArgumentTypeError(
-            "the loss depends on no trainable parameter. Likely cause: detach(), .data or no_grad inside the model "
-            "or the loss, or only frozen parameters are used."
-        )
+__all__ = ["Batch", "BatchLoss", "EmpiricalRisk", "check_depends"]

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch.autograd import forward_ad
 
 from flatmin.curvature.cut import cut
-from flatmin.curvature.operators.risk_operator import Product, RiskOperator, loss_gradients
+from flatmin.curvature.operators.duals import tangents, without_tangents
+from flatmin.curvature.operators.risk_operator import RiskOperator
+from flatmin.curvature.operators.routes import NoSecondDerivativeError
+from flatmin.curvature.operators.steps import halved
 from flatmin.curvature.risk import check_depends
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from flatmin.curvature.risk import BatchLoss
+    from flatmin.curvature.operators.session import Product
+    from flatmin.curvature.operators.steps import Line
+    from flatmin.curvature.risk import Batch, BatchLoss
 
 
 class Hessian(RiskOperator):
@@ -24,10 +29,15 @@ class Hessian(RiskOperator):
 
     .. math:: H = \nabla^2 f(W), \qquad f(W) = \frac1N \sum_n \ell(W; x_n, y_n)
 
-    A product is exact up to rounding: the gradient's graph of a batch is built once and differentiated once for each
-    vector of the block (reverse over reverse; Pearlmutter 1994). Blocks are therefore cheaper than vectors one by one:
-    in units of a gradient, about 1 for the graph and 2 a vector. Memory: the graph of one batch at a time, and
-    one vector of d coordinates for each column in and out.
+    A product is exact up to rounding. By default the gradient's graph of a batch is built once and differentiated once
+    for each vector of the block (reverse over reverse; Pearlmutter 1994). Blocks are therefore cheaper than vectors one
+    by one: in units of a gradient, about 1 for the graph and 2 a vector. Memory: the graph of one batch at a time, and
+    one vector of d coordinates for each column in and out. Forward over reverse costs 3 a vector and keeps no graph.
+
+    Attention of ``scaled_dot_product_attention`` runs by its math kernel meanwhile, and compiled code uncompiled:
+    neither fused kernels nor compiled graphs have second derivatives. Where none exists anyway (flex attention, CTC,
+    sparse gradients, functions marked ``once_differentiable``), products are central differences of gradients at
+    displaced weights: see :class:`FiniteDifferenceHessian` for what that means, above all for ReLU.
 
     See :class:`RiskOperator` for the arguments, the attributes and what a product leaves untouched.
 
@@ -41,13 +51,37 @@ class Hessian(RiskOperator):
         {'weight': tensor([[2., 4.]])}
     """
 
-    @property
-    def route(self) -> str:
-        """How products are computed."""
-        return "reverse over reverse"
-
     def _prepare(self, part: BatchLoss) -> Product:
-        return _ReverseOverReverse(part, self.risk.parameters)
+        return _ReverseOverReverse(self._loss(part), self.risk.parameters)
+
+    def _push(self, part: BatchLoss, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        loss = self._loss(part)
+        try:
+            return tangents(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
+        except RuntimeError as error:
+            if "ZeroTensors are immutable" not in str(error):
+                raise
+        # A gap of torch: the derivative of mse_loss by targets without a tangent. So the loss is differentiated in
+        # reverse, twice, and only the model by dual numbers.
+        outputs = cut(part.output, loss)
+        along = [torch.zeros_like(z) if t is None else t for z, t in zip(outputs, tangents(outputs), strict=True)]
+        with without_tangents():
+            slopes = torch.autograd.grad(loss, outputs, create_graph=True)
+            curved = torch.autograd.grad(slopes, outputs, along, retain_graph=True, materialize_grads=True)
+        seed = [forward_ad.make_dual(slope.detach(), c) for slope, c in zip(slopes, curved, strict=True)]
+        return tangents(torch.autograd.grad(outputs, parameters, seed, allow_unused=True))
+
+    def _difference(self, item: Batch, line: Line, s: float) -> Sequence[Tensor | None]:
+        ahead, behind = (self._gradients(self._loss(line.at(place, item))) for place in (s, -s))
+        return halved(ahead, behind, s)
+
+    def _gradients(self, loss: Tensor) -> Sequence[Tensor | None]:
+        check_depends(loss)
+        return torch.autograd.grad(loss, list(self.risk.parameters.values()), allow_unused=True)
+
+    def _loss(self, part: BatchLoss) -> Tensor:
+        """Return what the operator is the second derivative of."""
+        return part.loss
 
 
 class FunctionalHessian(Hessian):
@@ -67,12 +101,28 @@ class FunctionalHessian(Hessian):
         tensor([0., 0.])
     """
 
-    def _prepare(self, part: BatchLoss) -> Product:
+    _DIFFERENCE = 3.0  # a gradient for the slopes, and two
+
+    def _loss(self, part: BatchLoss) -> Tensor:
         check_depends(part.loss)
-        outputs = cut(part.output, part.loss)
-        slopes = torch.autograd.grad(part.loss, outputs, retain_graph=True)
-        linear = sum(((slope * z).sum() for slope, z in zip(slopes, outputs, strict=True)), torch.zeros(()))
-        return _ReverseOverReverse(replace(part, loss=linear), self.risk.parameters)
+        return _linear(part, _slopes(part))
+
+    def _difference(self, item: Batch, line: Line, s: float) -> Sequence[Tensor | None]:
+        slopes = _slopes(line.at(0.0, item))
+        ahead, behind = (self._gradients(_linear(line.at(place, item), slopes)) for place in (s, -s))
+        return halved(ahead, behind, s)
+
+
+def _slopes(part: BatchLoss) -> Sequence[Tensor]:
+    """Return the derivatives of a batch's loss by the outputs, as constants."""
+    with without_tangents():
+        return torch.autograd.grad(part.loss, cut(part.output, part.loss), retain_graph=True)
+
+
+def _linear(part: BatchLoss, slopes: Sequence[Tensor]) -> Tensor:
+    """Return the batch's loss made linear in the outputs."""
+    outputs = cut(part.output, part.loss)
+    return sum(((slope * z).sum() for slope, z in zip(slopes, outputs, strict=True)), torch.zeros(()))
 
 
 class _ReverseOverReverse:
@@ -80,8 +130,8 @@ class _ReverseOverReverse:
 
     cost = 2.0  # the backward pass through a forward and a backward pass
 
-    def __init__(self, part: BatchLoss, parameters: dict[str, torch.nn.Parameter]) -> None:
-        gradients = loss_gradients(part, parameters)
+    def __init__(self, loss: Tensor, parameters: dict[str, torch.nn.Parameter]) -> None:
+        gradients = _gradients_with_graph(loss, parameters)
         # A gradient that is constant (a linear layer at the end of nothing else) has no graph: its rows are zero.
         curved = [(g, i) for i, g in enumerate(gradients) if g is not None and g.requires_grad]
         self.roots: Sequence[Tensor] = [g for g, _ in curved]
@@ -93,3 +143,18 @@ class _ReverseOverReverse:
             return [None] * len(self._parameters)
         weights = [vector[i] for i in self._owners]
         return torch.autograd.grad(self.roots, self._parameters, weights, retain_graph=keep, allow_unused=True)
+
+
+def _gradients_with_graph(loss: Tensor, parameters: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
+    """Return the gradients of a batch's loss with their graph, None for parameters without influence.
+
+    Raises:
+        ArgumentTypeError: The loss depends on no parameter.
+        NoSecondDerivativeError: A gradient is sparse.
+    """
+    check_depends(loss)
+    gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True, allow_unused=True)
+    for name, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None and gradient.layout != torch.strided:
+            raise NoSecondDerivativeError(f"{name!r} has a sparse gradient (embedding.sparse = False makes it dense)")
+    return gradients

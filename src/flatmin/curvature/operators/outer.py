@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
 from flatmin.curvature.cut import cut
-from flatmin.curvature.operators.risk_operator import Product, RiskOperator
+from flatmin.curvature.operators.duals import tangents, without_tangents
+from flatmin.curvature.operators.risk_operator import RiskOperator
+from flatmin.curvature.operators.routes import NoSecondDerivativeError
 from flatmin.curvature.risk import check_depends
 from flatmin.errors import DataError
+from flatmin.vectors import dense
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from flatmin.curvature.risk import BatchLoss
+    from flatmin.curvature.operators.session import Product
+    from flatmin.curvature.operators.steps import Line
+    from flatmin.curvature.risk import Batch, BatchLoss
+
+
+Curve = Callable[["BatchLoss", "Sequence[Tensor]", "Sequence[Tensor]", "Sequence[Tensor]"], "Sequence[Tensor]"]
 
 
 class _OuterProduct:
@@ -29,32 +38,80 @@ class _OuterProduct:
 
     cost = 4 / 3  # a backward pass through the graph of a backward pass, and a backward pass
 
-    def __init__(self, part: BatchLoss, parameters: dict[str, torch.nn.Parameter]) -> None:
-        check_depends(part.loss)
+    def __init__(self, part: BatchLoss, parameters: Mapping[str, Tensor], curve: Curve) -> None:
         self._parameters = list(parameters.values())
-        self._outputs = cut(part.output, part.loss)
-        self._slopes = torch.autograd.grad(part.loss, self._outputs, create_graph=True)
+        self._part, self._curve = part, curve
+        self._outputs, self._slopes = _outputs_and_slopes(part)
         self._dual = [torch.zeros_like(z, requires_grad=True) for z in self._outputs]
         pulled = torch.autograd.grad(self._outputs, self._parameters, self._dual, create_graph=True, allow_unused=True)
         self._owners = [i for i, g in enumerate(pulled) if g is not None]
-        self.roots: Sequence[Tensor] = [g for g in pulled if g is not None]
+        self._pulled = [g for g in pulled if g is not None]
+        for g in self._pulled:
+            if g.layout != torch.strided:
+                raise NoSecondDerivativeError("a sparse gradient (embedding.sparse = False makes it dense)")
+        self.roots: Sequence[Tensor] = [*self._pulled, *self._slopes]
 
     def __call__(self, vector: list[Tensor], *, keep: bool) -> Sequence[Tensor | None]:
-        if not self.roots:
+        if not self._pulled:
             return [None] * len(self._parameters)
         along = torch.autograd.grad(
-            self.roots, self._dual, [vector[i] for i in self._owners], retain_graph=True, materialize_grads=True
+            self._pulled, self._dual, [vector[i] for i in self._owners], retain_graph=True, materialize_grads=True
         )
-        curved = self._curve(along)
+        curved = self._curve(self._part, self._outputs, self._slopes, along)
         return torch.autograd.grad(self._outputs, self._parameters, curved, retain_graph=keep, allow_unused=True)
 
+
+def _outputs_and_slopes(part: BatchLoss) -> tuple[list[Tensor], Sequence[Tensor]]:
+    """Return the outputs that a batch's loss is made of, and its derivatives by them, with their graph."""
+    check_depends(part.loss)
+    outputs = cut(part.output, part.loss)
+    return outputs, torch.autograd.grad(part.loss, outputs, create_graph=True)
+
+
+class OuterOperator(RiskOperator):
+    """JᵀMJ, J the Jacobian of the outputs: see :class:`GGN` and :class:`EmpiricalFisher`.
+
+    By dual numbers, J v is the tangent of the outputs; by differences, it is (z(W + hv) - z(W - hv)) / 2h, which needs
+    forward passes alone.
+    """
+
+    _FORWARD = 5 / 3  # a forward pass of dual numbers, and a backward pass
+    _DIFFERENCE = 5 / 3  # three forward passes and a backward pass
+    _FORWARD_ROUTE, _REVERSE_ROUTE = "dual numbers forward, then reverse", "two vector-Jacobian products"
+
     @abstractmethod
-    def _curve(self, along: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _curve(
+        self, part: BatchLoss, outputs: Sequence[Tensor], slopes: Sequence[Tensor], along: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
         """Return M times J v, which is ``along``."""
-        raise NotImplementedError
+
+    def _prepare(self, part: BatchLoss) -> Product:
+        return _OuterProduct(part, self.risk.parameters, self._curve)
+
+    def _push(self, part: BatchLoss, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        outputs = cut(part.output, part.loss)
+        along = [torch.zeros_like(z) if t is None else t for z, t in zip(outputs, tangents(outputs), strict=True)]
+        with without_tangents():
+            return self._pull(part, along, parameters)
+
+    def _difference(self, item: Batch, line: Line, s: float) -> Sequence[Tensor | None]:
+        sides = []
+        for place in (s, -s):
+            part = line.at(place, item)
+            sides.append([z.detach() for z in cut(part.output, part.loss)])
+            del part  # or its graph would stay while the next one is built
+        along = [(ahead - behind).div_(2 * s) for ahead, behind in zip(*sides, strict=True)]
+        return self._pull(line.at(0.0, item), along, list(self.risk.parameters.values()))
+
+    def _pull(self, part: BatchLoss, along: Sequence[Tensor], parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """Return JᵀM ``along``."""
+        outputs, slopes = _outputs_and_slopes(part)
+        curved = self._curve(part, outputs, slopes, along)
+        pulled = torch.autograd.grad(outputs, parameters, curved, allow_unused=True)
+        return [None if part is None else dense(part) for part in pulled]
 
 
-class GGN(RiskOperator):
+class GGN(OuterOperator):
     r"""The generalised Gauss-Newton matrix of the mean loss (Schraudolph 2002).
 
     .. math:: G = \frac1N \sum_n J_n^\top \big(\nabla_z^2 \ell_n\big) J_n, \qquad J_n = \frac{\partial z_n}{\partial W}
@@ -73,25 +130,21 @@ class GGN(RiskOperator):
                 [4., 8.]])
     """
 
-    @property
-    def route(self) -> str:
-        """How products are computed."""
-        return "two vector-Jacobian products"
-
-    def _prepare(self, part: BatchLoss) -> Product:
-        return _GaussNewton(part, self.risk.parameters)
-
-
-class _GaussNewton(_OuterProduct):
-    def _curve(self, along: Sequence[Tensor]) -> Sequence[Tensor]:
-        curved = [(slope, a) for slope, a in zip(self._slopes, along, strict=True) if slope.requires_grad]
+    def _curve(
+        self,
+        part: BatchLoss,  # noqa: ARG002 (the slopes tell)
+        outputs: Sequence[Tensor],
+        slopes: Sequence[Tensor],
+        along: Sequence[Tensor],
+    ) -> Sequence[Tensor]:
+        curved = [(slope, a) for slope, a in zip(slopes, along, strict=True) if slope.requires_grad]
         if not curved:  # the loss is linear in the outputs
-            return [torch.zeros_like(z) for z in self._outputs]
-        slopes, weights = zip(*curved, strict=True)
-        return torch.autograd.grad(slopes, self._outputs, weights, retain_graph=True, materialize_grads=True)
+            return [torch.zeros_like(z) for z in outputs]
+        bent, weights = zip(*curved, strict=True)
+        return torch.autograd.grad(bent, outputs, weights, retain_graph=True, materialize_grads=True)
 
 
-class EmpiricalFisher(RiskOperator):
+class EmpiricalFisher(OuterOperator):
     r"""The mean outer product of the gradients of single examples.
 
     .. math:: F = \frac1N \sum_n \nabla \ell_n \nabla \ell_n^\top
@@ -115,29 +168,17 @@ class EmpiricalFisher(RiskOperator):
                 [ 7., 10.]])
     """
 
-    @property
-    def route(self) -> str:
-        """How products are computed."""
-        return "two vector-Jacobian products"
-
-    def _prepare(self, part: BatchLoss) -> Product:
-        return _Fisher(part, self.risk.parameters)
-
-
-class _Fisher(_OuterProduct):
-    def __init__(self, part: BatchLoss, parameters: dict[str, torch.nn.Parameter]) -> None:
-        super().__init__(part, parameters)
-        self._size = part.size
-        for z in self._outputs:
+    def _curve(
+        self, part: BatchLoss, outputs: Sequence[Tensor], slopes: Sequence[Tensor], along: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        for z in outputs:
             if z.dim() == 0 or z.shape[0] != part.size:
                 raise DataError(
                     f"the loss is made of outputs of shape {tuple(z.shape)}, but batch {part.index} has {part.size} "
                     "examples: gradients of single examples cannot be told apart. The first dimension of the outputs "
                     "must be that of the targets."
                 )
-
-    def _curve(self, along: Sequence[Tensor]) -> Sequence[Tensor]:
-        slopes = [slope.detach().flatten(1) if slope.dim() > 1 else slope.detach()[:, None] for slope in self._slopes]
-        rises = sum((s * a.reshape_as(s)).sum(1, keepdim=True) for s, a in zip(slopes, along, strict=True))
+        rows = [slope.detach().reshape(part.size, -1) for slope in slopes]
+        rises = sum((s * a.reshape_as(s)).sum(1, keepdim=True) for s, a in zip(rows, along, strict=True))
         # The mean loss has slopes of 1/n, so that n ∇ℓ∇ℓᵀ/n² is the mean of the outer products.
-        return [(self._size * rises * s).view_as(z) for s, z in zip(slopes, self._outputs, strict=True)]
+        return [(part.size * rises * s).view_as(z) for s, z in zip(rows, outputs, strict=True)]

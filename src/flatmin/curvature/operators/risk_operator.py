@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import reduce
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
-from flatmin.checks import whole
-from flatmin.curvature.memory import available_memory, graph_bytes
+from flatmin.checks import choice, whole
+from flatmin.curvature.memory import available_memory
 from flatmin.curvature.operators.base import Operator
+from flatmin.curvature.operators.duals import check_all_dual, dual_parameters
+from flatmin.curvature.operators.routes import (
+    NoSecondDerivativeError,
+    Route,
+    check_twice_differentiable,
+    second_derivatives,
+    without_autocast,
+)
+from flatmin.curvature.operators.session import Session
+from flatmin.curvature.operators.steps import Differences, add, pieces
 from flatmin.curvature.risk import EmpiricalRisk, check_depends
-from flatmin.errors import ArgumentTypeError, NonFiniteError
+from flatmin.errors import NonFiniteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from flatmin.curvature.data import LossFunction
     from flatmin.curvature.observe import Mode
-    from flatmin.curvature.risk import BatchLoss
+    from flatmin.curvature.operators.session import Product
+    from flatmin.curvature.operators.steps import Line
+    from flatmin.curvature.risk import Batch, BatchLoss
 
 _SHARE = 0.25  # of the memory that is free when a session begins
 
@@ -29,45 +41,12 @@ _SHARE = 0.25  # of the memory that is free when a session begins
 Kind = TypeVar("Kind", bound="RiskOperator")
 
 
-class Product(Protocol):
-    """One batch, ready to multiply vectors: whatever graph that needs, it holds.
-
-    Attributes:
-        cost: What a product costs, in gradients of the batch.
-        roots: Tensors at the ends of the graph it holds, by which its memory is measured; none if it holds none.
-    """
-
-    cost: float
-    roots: Sequence[Tensor]
-
-    def __call__(self, vector: list[Tensor], *, keep: bool) -> Sequence[Tensor | None]:
-        """Return the product, one tensor or None (zero) a parameter. Not called again if ``keep`` is False."""
-        ...
-
-
-class _Kept(NamedTuple):
-    product: Product
-    size: int
-
-
-class _Session:
-    """The graphs of the first batches, as many as the budget allows, at one place in weight space."""
-
-    def __init__(self, budget: int) -> None:
-        self.budget, self.used = budget, 0
-        self.kept: list[_Kept] = []
-        self.place: tuple[Any, ...] | None = None
-        self.complete = False  # whether every batch of the data is kept
-        self.full = False
-
-
 class RiskOperator(Operator):
     r"""A symmetric operator that is the mean of one operator a batch, weighted by the batches' numbers of examples.
 
     .. math:: A = \frac1N \sum_b n_b A_b, \qquad N = \sum_b n_b
 
-    It looks at the model's present weights and changes nothing: weights, ``.grad``, buffers, modes and random states
-    are left as found, by exceptions too. Frozen parameters are left out, parameters without influence on the loss have
+    It looks at the model's present weights and leaves weights, ``.grad``, buffers, modes and random states as found. Frozen parameters are left out, parameters without influence on the loss have
     zero rows, shared ones count once. Coordinates lie in the order of ``model.named_parameters()``: see ``layout``.
 
     What products cost is counted in ``gradients``, one being a forward and a backward pass over all the data: a forward
@@ -81,6 +60,10 @@ class RiskOperator(Operator):
         mode: ``"eval"`` puts every module into evaluation mode for the product; ``"current"`` takes the modules as they
             stand (batch-norm by batch statistics; dropout with the same masks in every product).
         parameters: Where to measure, by name, for a model that is a function.
+        route: ``"reverse"``: the graphs of first derivatives are differentiated again, and kept in a session.
+            ``"forward"``: dual numbers, which keep no graph. ``"differences"``: central differences of first
+            derivatives. ``"auto"``: reverse, the cheapest, and differences from the first time on that there is no
+            second derivative; ``.route`` says so, and why.
         memory: Bytes for the graphs that a session keeps; 0 keeps none. Default: a quarter of what is free when the
             session begins.
 
@@ -96,6 +79,9 @@ class RiskOperator(Operator):
     """
 
     _BUILD = 1.0  # a forward and a backward pass
+    _FORWARD = 3.0  # three gradients: each product inside becomes three with dual numbers
+    _DIFFERENCE = 2.0
+    _FORWARD_ROUTE, _REVERSE_ROUTE = "forward over reverse", "reverse over reverse"
 
     def __init__(
         self,
@@ -105,13 +91,15 @@ class RiskOperator(Operator):
         *,
         mode: Mode = "eval",
         parameters: Mapping[str, Tensor] | None = None,
+        route: Route = "auto",
         memory: int | None = None,
     ) -> None:
         if memory is not None:
             whole("memory", memory, minimum=0, hint="It counts the bytes that graphs may take during a session.")
-        self._set_up(EmpiricalRisk(model, loss_fn, batches, mode=mode, parameters=parameters), memory)
+        choice("route", route, get_args(Route))
+        self._set_up(EmpiricalRisk(model, loss_fn, batches, mode=mode, parameters=parameters), memory, route)
 
-    def _set_up(self, risk: EmpiricalRisk, memory: int | None) -> None:
+    def _set_up(self, risk: EmpiricalRisk, memory: int | None, route: Route = "auto") -> None:
         self.risk = risk
         self.layout = risk.layout
         self.shape = (self.layout.numel, self.layout.numel)
@@ -119,7 +107,10 @@ class RiskOperator(Operator):
         types = (parameter.dtype for parameter in risk.parameters.values())
         self.dtype: torch.dtype = reduce(torch.promote_types, types, torch.float32)
         self._memory = memory
-        self._session: _Session | None = None
+        self._asked: Route = route
+        self._session: Session | None = None
+        self._differences = Differences(risk, self._difference) if route == "differences" else None
+        self._closed = ""  # why the exact routes are
 
     def related(self, kind: type[Kind]) -> Kind:
         """Return the operator of another kind on the same risk; what both spend is counted together.
@@ -132,12 +123,20 @@ class RiskOperator(Operator):
             GGN(Linear, 3 parameters)
         """
         operator = kind.__new__(kind)
-        operator._set_up(self.risk, self._memory)
+        operator._set_up(self.risk, self._memory, self._asked)
         return operator
 
     @abstractmethod
     def _prepare(self, part: BatchLoss) -> Product:
-        """Return what multiplies vectors by the operator of this batch."""
+        """Return what multiplies vectors by the operator of this batch, in reverse mode."""
+
+    @abstractmethod
+    def _push(self, part: BatchLoss, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """Return the product for a batch that was evaluated with dual ``parameters`` W + εv."""
+
+    @abstractmethod
+    def _difference(self, item: Batch, line: Line, s: float) -> Sequence[Tensor | None]:
+        """Return the product for a batch with the vector of ``line``, from derivatives at ±s along it."""
 
     @property
     def gradients(self) -> float:
@@ -148,6 +147,18 @@ class RiskOperator(Operator):
     def meter(self) -> object:
         """The risk, which counts for all operators on it."""
         return self.risk
+
+    @property
+    def route(self) -> str:
+        """How products are computed, and why not otherwise."""
+        if self._differences is not None:
+            return self._differences.route + (f", no second derivative: {self._closed}" if self._closed else "")
+        return self._FORWARD_ROUTE if self._asked == "forward" else self._REVERSE_ROUTE
+
+    @property
+    def error(self) -> float | None:
+        """The relative error of a product as estimated at the first one, by central differences; None by others."""
+        return None if self._differences is None else self._differences.error
 
     def __repr__(self) -> str:
         """Show of what it is."""
@@ -160,19 +171,27 @@ class RiskOperator(Operator):
             yield
             return
         budget = int(_SHARE * available_memory(self.device)) if self._memory is None else self._memory
-        self._session = _Session(budget)
+        self._session = Session(budget)
         try:
             yield
         finally:
             self._session = None
 
     def _multiply(self, columns: Tensor) -> Tensor:
-        total, count = torch.zeros_like(columns), 0
-        with self._evaluating():
-            for product, size, keep in self._products():
-                self._accumulate(product, columns, total, weight=size, keep=keep)
-                count += size
-        total /= count
+        if self._differences is None:
+            try:
+                with second_derivatives():
+                    return self._mean(self._dually(columns) if self._asked == "forward" else self._in_reverse(columns))
+            except NoSecondDerivativeError as missing:
+                if self._asked != "auto":
+                    raise
+                self._differences, self._closed = Differences(self.risk, self._difference), missing.reason
+                if self._session is not None:
+                    self._session.clear()
+        return self._mean(self._differences.multiply(columns, self.layout.sizes, self._DIFFERENCE))
+
+    def _mean(self, total: Tensor) -> Tensor:
+        total = total.div_(self.risk.num_examples or 1).to(self.dtype)
         if not total.isfinite().all():
             raise NonFiniteError(
                 f"the product with the {type(self).__name__} holds NaN or infinity although loss and weights are "
@@ -181,75 +200,54 @@ class RiskOperator(Operator):
             )
         return total
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(self.risk.observed(differentiable=True))
-            self.risk.check_weights()
-            yield
-
-    def _products(self) -> Iterator[tuple[Product, int, bool]]:
-        """Yield for every batch what multiplies vectors, its size, and whether it is used again."""
-        session = self._session
-        if session is None:
-            for part in self.risk.losses():
-                self.risk.spend(self._BUILD, part.size)
-                yield self._prepare(part), part.size, False
+    def _in_reverse(self, columns: Tensor) -> Tensor:
+        """Return the sum over batches of products by graphs: those that a session keeps, then new ones."""
+        total, session, risk = torch.zeros_like(columns), self._session, self.risk
+        if session is not None:
+            session.move_to(risk.place())
+            with risk.observed(differentiable=True) if session.recomputes else nullcontext():
+                for product, size in session.kept:
+                    self._accumulate(product, columns, total, weight=size, keep=True)
+            if session.complete:
+                return total
+        with risk.observed(differentiable=True):
+            risk.check_weights()
+            for part in risk.losses(skip=0 if session is None else len(session.kept)):
+                risk.spend(self._BUILD, part.size)
+                with without_autocast(self.device):
+                    product, size, is_first = self._prepare(part), part.size, part.index == 0
                 del part  # or its graph would stay while the next one is built
-            return
-        if session.place != (place := self.risk.place()):  # the weights moved: graphs of other weights are of no use
-            self._session = session = _Session(session.budget)
-            session.place = place
-        for product, size in session.kept:
-            yield product, size, True
-        if session.complete:
-            return
-        known = len(session.kept)
-        for part in self.risk.losses(skip=known):
-            self.risk.spend(self._BUILD, part.size)
-            product, size = self._prepare(part), part.size
-            del part
-            yield product, size, self._keep(session, product, size)
-            del product
-        session.complete = not session.full
+                if is_first:
+                    check_twice_differentiable(product.roots)
+                keep = session is not None and session.take(product, size)
+                self._accumulate(product, columns, total, weight=size, keep=keep)
+                del product
+        if session is not None:
+            session.all_seen()
+        return total
 
-    def _keep(self, session: _Session, product: Product, size: int) -> bool:
-        """Take a batch's graph into the session if it fits and all before it did; tell whether it was."""
-        if not session.full:
-            taken = graph_bytes(product.roots)
-            if session.used + taken <= session.budget:
-                session.used += taken
-                session.kept.append(_Kept(product, size))
-                return True
-            session.full = True
-        return False
+    def _dually(self, columns: Tensor) -> Tensor:
+        """Return the sum over batches of products by dual numbers, for which every vector evaluates the model anew."""
+        total, sizes, risk = torch.zeros_like(columns), self.layout.sizes, self.risk
+        with risk.observed(differentiable=True):
+            risk.check_weights()
+            for item in risk.read():
+                for column, into in zip(columns.unbind(1), total.unbind(1), strict=True):
+                    vector = pieces(column, risk, sizes)
+                    with dual_parameters(risk.model, risk.parameters, vector) as duals:
+                        part = risk.evaluate(item)
+                        if item.index == 0:
+                            check_all_dual(part.loss, risk.parameters)
+                        check_depends(part.loss)
+                        add(self._push(part, duals), into, sizes, weight=item.size)
+                risk.spend(self._FORWARD * columns.shape[1], item.size)
+        return total
 
     def _accumulate(self, product: Product, columns: Tensor, total: Tensor, *, weight: int, keep: bool) -> None:
         """Add ``weight`` times the product of one batch with ``columns`` to ``total``."""
-        parameters = list(self.risk.parameters.values())
-        last = columns.shape[1] - 1
-        for j in range(columns.shape[1]):
-            pieces = columns[:, j].split(self.layout.sizes)
-            vector = [piece.view_as(p).to(p) for piece, p in zip(pieces, parameters, strict=True)]
-            image = product(vector, keep=keep or j < last)
-            for into, part in zip(total[:, j].split(self.layout.sizes), image, strict=True):
-                if part is not None:
-                    into.add_(part.detach().reshape(-1).to(self.device, self.dtype), alpha=weight)
+        sizes, last = self.layout.sizes, columns.shape[1] - 1
+        for j, (column, into) in enumerate(zip(columns.unbind(1), total.unbind(1), strict=True)):
+            with without_autocast(self.device):
+                image = product(pieces(column, self.risk, sizes), keep=keep or j < last)
+            add(image, into, sizes, weight=weight)
         self.risk.spend(product.cost * columns.shape[1], weight)
-
-
-def loss_gradients(part: BatchLoss, parameters: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
-    """Return the gradients of a batch's loss with their graph, None for parameters without influence.
-
-    Raises:
-        ArgumentTypeError: The loss depends on no parameter, or a gradient is sparse.
-    """
-    check_depends(part.loss)
-    gradients = torch.autograd.grad(part.loss, list(parameters.values()), create_graph=True, allow_unused=True)
-    for name, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None and gradient.layout != torch.strided:
-            raise ArgumentTypeError(
-                f"parameter {name!r} has a sparse gradient, which has no second derivative. Make it dense: "
-                "embedding.sparse = False."
-            )
-    return gradients
