@@ -41,8 +41,8 @@ def normalized_trace(
 
     Example:
         >>> import torch
-        >>> normalized_trace(torch.diag(torch.tensor([1.0, 2.0, 6.0])), 4)
-        TraceEstimate(3 ± 0, 4 matvecs)
+        >>> normalized_trace(torch.diag(torch.tensor([1.0, 2.0, 6.0])), 3)
+        TraceEstimate(3 ± 0, 3 matvecs)
     """
     d = dimension(operator)
     return scaled(trace(operator, num_matvecs, atol=None if atol is None else atol * d, **options), 1 / d)
