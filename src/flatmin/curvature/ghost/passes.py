@@ -1,0 +1,64 @@
+"""Which cotangents are pulled back: every column where there are few, the heaviest and a sample of the others if not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flatmin.curvature.ghost.outputs import OutputCurvature
+    from flatmin.streams import Stream
+
+
+class Passes:
+    """The columns of a batch's output curvature, dealt out into backward passes.
+
+    Pass k takes the k-th heaviest column of every example: examples do not mix, so one pass serves all. Columns that do
+    not fit into ``max_passes`` are sampled: a sum of all of them with independent random signs has, in expectation, the
+    sum of their squared norms. Positive and negative columns are summed apart.
+
+    Args:
+        curvature: The columns.
+        max_passes: How many passes there may be.
+
+    Attributes:
+        head: The number of passes that take one column each.
+        exact: Whether they are all.
+        sample: Passes for one sample of the rest.
+    """
+
+    def __init__(self, curvature: OutputCurvature, max_passes: int) -> None:
+        self._curvature = curvature
+        mass = curvature.mass.abs()
+        width = min(mass.shape[1], max_passes + 1)
+        heaviest, self._order = mass.topk(width, dim=1)
+        total = mass.sum(dtype=torch.float64)
+        shares = heaviest.sum(0, dtype=torch.float64) / total.clamp(min=1e-300)
+        needed = int((shares > torch.finfo(curvature.dtype).eps / width).sum())
+        self.exact = needed <= max_passes
+        # A column is worth a pass of its own if it carries more than its share of them.
+        self.head = needed if self.exact else min(int((shares > 2 / max_passes).sum()), max(0, max_passes - 4))
+        rest = curvature.mass.scatter(1, self._order[:, : self.head], 0.0)
+        self._tails = [] if self.exact else [(s, t) for s in (1.0, -1.0) if (t := rest * s > 0).any()]
+        self.sample = len(self._tails)
+
+    def heads(self) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Yield the signs (examples,) and the cotangents of each pass that takes one column of every example."""
+        for k in range(self.head):
+            place = self._order[:, k : k + 1]
+            mass = self._curvature.mass
+            yield (
+                mass.gather(1, place)[:, 0].sign(),
+                self._curvature.combine(torch.zeros_like(mass).scatter_(1, place, 1.0)),
+            )
+
+    def tail(self, stream: Stream) -> Iterator[tuple[float, list[Tensor]]]:
+        """Yield the sign and the cotangents of each pass that makes up one sample of the other columns."""
+        mass = self._curvature.mass
+        for i, (sign, chosen) in enumerate(self._tails):
+            coins = torch.randint(0, 2, mass.shape, generator=stream.generator(i, mass.device), device=mass.device)
+            yield sign, self._curvature.combine((2 * coins - 1) * chosen.to(mass.dtype))
