@@ -6,6 +6,7 @@ r"""The perturbation gap: how much the loss rises, on average, when noise is add
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -133,24 +134,9 @@ def perturbation_gap(
     sigma = positive("sigma", sigma, hint="It is the standard deviation of the noise, in units of the weights.")
     whole("num_samples", num_samples, minimum=2, hint="It counts pairs of points; one has no standard error.")
     whole("seed", seed, minimum=0, hint="It is the seed of the noise.")
-    law = resolve_law(noise)
     risk = EmpiricalRisk(model, loss_fn, batches, mode=mode)
-    stream = Stream(seed).child(_STREAM)
-    draws = (sigma * Draw(law, stream.child(j)) for j in range(num_samples))
-    with risk.observed():
-        risk.check_weights()
-        clean_loss = risk.mean()
-        displacer = Displacer(dict(enumerate(risk.parameters.values())))
-        try:
-            rises = [_mean_of_pair(risk, displacer, draw) - clean_loss for draw in draws]
-        except NonFiniteError as error:
-            raise NonFiniteError(
-                f"the loss is not finite at weights displaced by noise of sigma={sigma:g}, though it is "
-                f"{clean_loss:.4g} at the weights themselves. Likely cause: sigma is too large for these weights; take "
-                "a smaller one."
-            ) from error
-        finally:
-            displacer.release()
+    with risk.observed(), closing(Pairs(risk, noise, seed)) as pairs:
+        rises = [pairs.rise(j, sigma) for j in range(num_samples)]
     samples = torch.tensor(rises, dtype=torch.float64)
     return GapEstimate(
         value=float(samples.mean()),
@@ -158,14 +144,51 @@ def perturbation_gap(
         samples=samples,
         sigma=sigma,
         num_samples=num_samples,
-        clean_loss=clean_loss,
+        clean_loss=pairs.clean_loss,
         noise=noise,
     )
 
 
-def _mean_of_pair(risk: EmpiricalRisk, displacer: Displacer, draw: Draw) -> float:
-    """Return the mean loss at W + U and W - U."""
-    displacer.displace(draw)
-    ahead = risk.mean()
-    displacer.displace(-draw)
-    return (ahead + risk.mean()) / 2
+class Pairs:
+    """The rises of the loss at pairs of points W + U and W - U; closing it puts the weights back.
+
+    Args:
+        risk: The loss, which is being observed.
+        noise: Law of U.
+        seed: Seed of the draws.
+
+    Attributes:
+        clean_loss: f(W).
+        num_evaluations: Evaluations of the loss on all data so far.
+    """
+
+    def __init__(self, risk: EmpiricalRisk, noise: str | Law, seed: int) -> None:
+        self._law, self._stream, self._risk = resolve_law(noise), Stream(seed).child(_STREAM), risk
+        risk.check_weights()
+        self.clean_loss, self.num_evaluations = risk.mean(), 1
+        self._displacer = Displacer(dict(enumerate(risk.parameters.values())), risk.model.modules())
+
+    def rise(self, number: int, sigma: float) -> float:
+        """Return the mean loss at the two points less f(W), U being the draw of this number times ``sigma``.
+
+        Raises:
+            NonFiniteError: A loss is NaN or infinite.
+        """
+        draw = sigma * Draw(self._law, self._stream.child(number))
+        try:
+            return (self._at(draw) + self._at(-draw)) / 2 - self.clean_loss
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                f"the loss is not finite at weights displaced by noise of sigma={sigma:g}, though it is "
+                f"{self.clean_loss:.4g} at the weights themselves. Likely cause: sigma is too large for these weights; "
+                "take a smaller one."
+            ) from error
+
+    def _at(self, draw: Draw) -> float:
+        self._displacer.displace(draw)
+        self.num_evaluations += 1
+        return self._risk.mean()
+
+    def close(self) -> None:
+        """Put the weights back."""
+        self._displacer.release()
