@@ -151,6 +151,22 @@ def test_how_many_batches_are_held_changes_nothing(memory, mode):
     torch.testing.assert_close(H.quadratic_forms(block), expected, rtol=1e-5, atol=1e-8)
 
 
+def test_sums_blocks_and_projections_have_forms():
+    model, loss_fn, batches = case("gelu")
+    dense = dense_hessian(model, loss_fn, batches)
+    H, G = ForwardOnlyHessian(model, loss_fn, batches), GGN(model, loss_fn, batches)
+    block, basis = signs(38, 3), signs(38, 2, seed=1)
+    near = {"rtol": 1e-5, "atol": 1e-7}
+    torch.testing.assert_close((H - G / 2).quadratic_forms(block), forms(dense, block) - forms(G, block) / 2, **near)
+    torch.testing.assert_close(H.block("b.*").quadratic_forms(block[20:]), forms(dense[20:, 20:], block[20:]), **near)
+    P = basis @ torch.linalg.inv(basis.T @ basis) @ basis.T
+    inside = forms(P @ dense @ P, block)
+    torch.testing.assert_close(H.projected(basis).quadratic_forms(block), inside, **near)
+    for made in (H - G, H.block("b.*"), H.projected(basis)):
+        assert not made.multiplies
+    assert (0.5 * G).multiplies
+
+
 def test_cost():
     H = ForwardOnlyHessian(*case("ragged"), step=1e-3)
     H.quadratic_forms(signs(38, 5))

@@ -5,12 +5,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from flatmin.curvature.journal import current
-from flatmin.curvature.operators.protocol import LinearOperator, dimension
+from flatmin.curvature.operators.protocol import LinearOperator, dimension, forms
 from flatmin.errors import NonFiniteError
-from flatmin.vectors import accumulation_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +33,7 @@ class Counted:
         ArgumentTypeError: It is no operator, or one of integers or complex numbers.
 
     Example:
+        >>> import torch
         >>> A = Counted(torch.eye(3))
         >>> _ = A.products(torch.ones(3, 5))
         >>> A.cost()
@@ -70,7 +68,7 @@ class Counted:
         """
         self.num_matvecs += block.shape[1]
         block = block.to(self.dtype)
-        return self._answer("forms", block, lambda: self._forms(block))
+        return self._answer("forms", block, lambda: forms(self.operator, block))
 
     def session(self) -> AbstractContextManager[Any]:
         """Return the context in which several products are cheaper, if the operator has one."""
@@ -86,12 +84,6 @@ class Counted:
             "gradients": spent,
             "route": getattr(self.operator, "route", ""),
         }
-
-    def _forms(self, block: Tensor) -> Tensor:
-        forms = getattr(self.operator, "quadratic_forms", None)
-        if forms is not None:
-            return forms(block)
-        return torch.sum(block * (self.operator @ block), dim=0, dtype=accumulation_dtype(self.device))
 
     def _answer(self, kind: str, block: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         journal = current()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flatmin.curvature.layout import Layout
 from flatmin.curvature.operators.base import Operator
-from flatmin.curvature.operators.protocol import LinearOperator, dimension
+from flatmin.curvature.operators.protocol import LinearOperator, dimension, forms
 from flatmin.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Sum(Operator):
         self.layout = next((o.layout for _, o in terms if isinstance(o, Operator)), Layout({"": torch.Size([d])}))
         self.dtype = reduce(torch.promote_types, (operator.dtype for _, operator in terms))
         self.device = first.device
+        self.multiplies = all(getattr(operator, "multiplies", True) for _, operator in terms)
 
     @classmethod
     def of(cls, *terms: tuple[float, LinearOperator]) -> Sum:
@@ -66,6 +67,11 @@ class Sum(Operator):
     def __repr__(self) -> str:
         """Show the combination."""
         return " + ".join(f"{factor:g} * {operator!r}" for factor, operator in self._terms)
+
+    def quadratic_forms(self, block: Tensor) -> Tensor:
+        """Return x'Ax for every column x of ``block`` (d, m), shape (m,): the sum of the terms' own."""
+        terms = [factor * forms(operator, block).to(self.device) for factor, operator in self._terms]
+        return torch.stack(terms).sum(0)
 
     def _multiply(self, columns: Tensor) -> Tensor:
         total = torch.zeros_like(columns)
@@ -88,7 +94,7 @@ class Block(Operator):
         self._operator = operator
         self.layout = Layout({name: operator.layout.shapes[name] for name in names})
         self.shape = (self.layout.numel, self.layout.numel)
-        self.dtype, self.device = operator.dtype, operator.device
+        self.dtype, self.device, self.multiplies = operator.dtype, operator.device, operator.multiplies
 
     @property
     def parts(self) -> tuple[Operator, ...]:
@@ -99,13 +105,23 @@ class Block(Operator):
         """Show which block of what it is."""
         return f"Block({self._operator!r}, {', '.join(self.layout.shapes)})"
 
+    def quadratic_forms(self, block: Tensor) -> Tensor:
+        """Return x'Ax for every column x of ``block`` (d, m), shape (m,): those of the whole."""
+        return self._operator.quadratic_forms(self._embed(block))
+
     def _multiply(self, columns: Tensor) -> Tensor:
-        whole = columns.new_zeros(self._operator.shape[0], columns.shape[1])
-        slices = [self._operator.layout.slices[name] for name in self.layout.shapes]
-        for place, part in zip(slices, columns.split(self.layout.sizes), strict=True):
+        image = self._operator @ self._embed(columns)
+        return torch.cat([image[place] for place in self._places])
+
+    def _embed(self, columns: Tensor) -> Tensor:
+        whole = columns.new_zeros(self._operator.shape[0], *columns.shape[1:])
+        for place, part in zip(self._places, columns.split(self.layout.sizes), strict=True):
             whole[place] = part
-        image = self._operator @ whole
-        return torch.cat([image[place] for place in slices])
+        return whole
+
+    @property
+    def _places(self) -> list[slice]:
+        return [self._operator.layout.slices[name] for name in self.layout.shapes]
 
 
 class Projection(Operator):
@@ -127,7 +143,7 @@ class Projection(Operator):
                 "operator's dimension. One vector v goes in as v[:, None]."
             )
         self.layout, self.shape = operator.layout, operator.shape
-        self.dtype, self.device = operator.dtype, operator.device
+        self.dtype, self.device, self.multiplies = operator.dtype, operator.device, operator.multiplies
         self._operator, self._complement = operator, complement
         self._basis, upper = torch.linalg.qr(basis.to(self.device, self.dtype))
         pivots = upper.diagonal().abs()
@@ -143,6 +159,10 @@ class Projection(Operator):
         """Show what is projected onto what."""
         onto = "the complement of " if self._complement else ""
         return f"Projection({self._operator!r} onto {onto}{self._basis.shape[1]} vectors)"
+
+    def quadratic_forms(self, block: Tensor) -> Tensor:
+        """Return x'Ax for every column x of ``block`` (d, m), shape (m,): those of the whole, of its projection."""
+        return self._operator.quadratic_forms(self._project(block.to(self.device, self.dtype)))
 
     def _multiply(self, columns: Tensor) -> Tensor:
         return self._project(self._operator @ self._project(columns))

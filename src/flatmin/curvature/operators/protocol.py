@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+
 from flatmin.errors import ArgumentError, ArgumentTypeError
+from flatmin.vectors import accumulation_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
     from torch import Tensor
 
 
@@ -34,6 +36,15 @@ class LinearOperator(Protocol):
     def __matmul__(self, block: Tensor, /) -> Tensor:
         """Return the product with a vector (d,) or a block of vectors (d, m), of the same shape."""
         ...
+
+
+def forms(operator: LinearOperator, block: Tensor) -> Tensor:
+    """Return x'Ax for every column x of ``block`` (d, m), shape (m,), in float64, by the operator's own way if any."""
+    own = getattr(operator, "quadratic_forms", None)
+    block = block.to(operator.dtype)
+    if own is not None:
+        return own(block)
+    return torch.sum(block * (operator @ block), dim=0, dtype=accumulation_dtype(operator.device))
 
 
 def dimension(operator: LinearOperator) -> int:
