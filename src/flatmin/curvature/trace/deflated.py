@@ -1,0 +1,122 @@
+r"""A Krylov space carries the outliers of the spectrum; the rest is left to probes.
+
+- Gambhir, A., Stathopoulos, A. and Orginos, K. (2017). Deflation as a method of variance reduction for estimating the
+  trace of a matrix inverse. SIAM Journal on Scientific Computing 39.
+- Saad, Y. (2011). Numerical methods for large eigenvalue problems, chapter 6.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from flatmin.curvature.eigenvalues import eigenpairs, top_eigenvalues
+from flatmin.curvature.krylov import Krylov
+from flatmin.curvature.ritz import Ritz
+from flatmin.curvature.trace.hutchinson import all_columns, hutchinson
+from flatmin.curvature.trace.pilot import Pilot
+from flatmin.curvature.trace.sampling import SMALL_SAMPLE
+from flatmin.curvature.trace.symmetry import check_symmetric
+
+if TYPE_CHECKING:
+    from flatmin.curvature.results import EigenPairs, TraceEstimate
+    from flatmin.curvature.trace.sampling import Samples
+    from flatmin.curvature.trace.setup import Setup
+
+PROBES = 4
+_PATIENCE = 5  # products after which a space that grows must have paid off
+_TOL = 1e-3  # relative error of the eigenvalues that are handed out
+_HANDED_OUT = 10
+
+
+def deflated(setup: Setup) -> TraceEstimate:
+    r"""Return the trace on a Krylov space plus the mean of probes of its complement.
+
+    .. math:: \operatorname{tr} A = \operatorname{tr} V^\top A V + \mathbb E[z^\top P A P z], \qquad P = I - VV^\top
+
+    V is an orthonormal basis of span(v, Av, A²v, ...), grown by one product at a time; tr V'AV is the sum of its Ritz
+    values, exactly, whether these have converged to eigenvalues or not. Unbiased, since v is independent of the probes.
+    One probe has the variance of :meth:`Probes.variance` for PAP in place of A: where a few eigenvalues stand out,
+    a small part of it.
+
+    How far V grows: four probes come first, whose products are kept and give samples of any complement without another
+    product. They estimate ‖PAP‖_F² and thereby the number of probes that would still be needed (or, without a
+    tolerance, the error that the rest of the budget would leave). V grows until the expected total has not fallen for
+    five products, or for half of its dimension. Probes continue where the first four ended. That these also chose the
+    dimension of V biases the estimate by no more than a small part of its error.
+
+    Memory: a vector for each dimension of V, and eight.
+
+    Raises:
+        ArgumentError: The operator is not symmetric.
+    """
+    if setup.A.d <= setup.left and not setup.goal.asked and not setup.k:
+        return all_columns(setup)
+    if setup.left < 6:
+        return hutchinson(setup, reason="fewer than 6 products leave none for a space")
+    pilot = Pilot(setup, min(PROBES, setup.left // 3))
+    check_symmetric(pilot.across)
+    return by_deflation(setup, pilot)
+
+
+def by_deflation(setup: Setup, pilot: Pilot, reason: str = "") -> TraceEstimate:
+    """Return the estimate whose first samples are those of ``pilot``."""
+    space, samples, told = _grown(setup, pilot)
+    converged = True
+    if space.size < setup.A.d:
+        most = len(samples.forms) + setup.left
+        converged = samples.run(setup.goal, most=most, width=setup.width)
+    reason = f"{reason}; {told}" if reason else told
+    found: Samples | float = samples if space.size < setup.A.d else samples.offset
+    return setup.estimate(
+        found, converged=converged, method="deflated", reason=reason, eigenvalues=_eigenvalues(setup, space)
+    )
+
+
+def _grown(setup: Setup, pilot: Pilot) -> tuple[Krylov, Samples, str]:
+    """Return a Krylov space that has grown as far as it pays, samples of its complement, and what happened."""
+    first = setup.expected(pilot.plain())
+    space = Krylov(setup.A, seed=setup.probes.seed)
+    most = space.size + setup.left if setup.rank is None else min(setup.rank, space.size + setup.left)
+    if setup.k:
+        top_eigenvalues(space, setup.k, tol=_TOL, max_matvecs=max(most, setup.k))
+    expected = {0: first}
+    while True:
+        samples = pilot.deflated(space)
+        expected[space.size] = setup.expected(samples)
+        if space.size >= most or not space.num_next or (setup.rank is None and _enough(setup, expected, samples)):
+            break
+        target = min(most, space.size + max(2, space.size // 4))
+        while space.size < target and space.num_next:
+            space.extend()
+    return space, samples, f"{space.size} dimensions deflated, {_told(setup, expected)}"
+
+
+def _enough(setup: Setup, expected: dict[int, float], samples: Samples) -> bool:
+    """Tell whether another product for the space is not expected to pay."""
+    size = max(expected)
+    if setup.goal.asked and setup.needed(samples) <= SMALL_SAMPLE:
+        return True
+    patience = max(_PATIENCE, size // 2)
+    before = [value for m, value in expected.items() if m <= size - patience]
+    recent = [value for m, value in expected.items() if m > size - patience]
+    return bool(before) and min(recent) >= min(before)
+
+
+def _told(setup: Setup, expected: dict[int, float]) -> str:
+    first, last = expected[0], expected[max(expected)]
+    if not setup.goal.asked:
+        gain = math.sqrt(first / last) if last else math.inf
+        return f"for an error expected to be {gain:.2g} times smaller"
+    return f"after which about {last:.0f} products are expected to do, and {first:.0f} were before"
+
+
+def _eigenvalues(setup: Setup, space: Krylov) -> EigenPairs | None:
+    """Return the eigenvalues that were asked for, or those that happen to be known."""
+    if setup.k:
+        return eigenpairs(space, setup.k)
+    ritz = Ritz.of(space)
+    order = ritz.values.abs().argsort(descending=True)
+    known = ritz.errors[order] <= (_TOL * ritz.values[order].abs()).clamp(min=ritz.rounding)
+    count = min(_HANDED_OUT, int(known.int().cumprod(0).sum()))
+    return eigenpairs(space, count) if count else None

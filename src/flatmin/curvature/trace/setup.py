@@ -1,0 +1,105 @@
+"""What every way to a trace is given, what it may spend, and what it hands back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from flatmin.curvature.results import TraceEstimate
+from flatmin.curvature.trace.sampling import SMALL_SAMPLE
+
+if TYPE_CHECKING:
+    from flatmin.curvature.counted import Counted
+    from flatmin.curvature.results import EigenPairs
+    from flatmin.curvature.trace.probes import Probes
+    from flatmin.curvature.trace.sampling import Goal, Samples
+
+
+@dataclass
+class Setup:
+    """An operator whose trace is asked for, or a part of it; probes; and a goal.
+
+    Args:
+        A: The operator.
+        probes: The probes.
+        goal: What is to be reached.
+        width: Vectors multiplied at once.
+        rank: Dimension of a sketch or of a deflated space, if it is prescribed.
+        k: How many eigenvalues are wanted as well.
+        known: What has to be added to the trace of A.
+        known_stderr: Its standard error.
+        accounts: The operators that serve it, the first being the one that was asked about.
+        price: Gradients that a product with A costs, where budgets are gradients.
+        limit: Gradients that may be spent in all; without it, the budget counts products.
+    """
+
+    A: Counted
+    probes: Probes
+    goal: Goal
+    width: int
+    rank: int | None = None
+    k: int = 0
+    known: float = 0.0
+    known_stderr: float = 0.0
+    accounts: list[Counted] = field(default_factory=list)
+    price: float = 1.0
+    limit: float | None = None
+
+    def __post_init__(self) -> None:
+        self.accounts = self.accounts or [self.A]
+
+    @property
+    def spent(self) -> float:
+        """What was spent so far: gradients where the budget is in gradients, products else."""
+        if self.limit is not None:
+            return self.accounts[0].cost()["gradients"]
+        return sum(account.num_matvecs for account in self.accounts)
+
+    @property
+    def left(self) -> int:
+        """The number of products with A that may still be spent."""
+        if self.limit is None:
+            return self.goal.budget - int(self.spent)
+        return max(0, math.floor((self.limit - self.spent) / self.price + 1e-6))
+
+    def needed(self, samples: Samples) -> float:
+        """Return the number of samples that the goal is expected to take."""
+        variance, tolerance = samples.expected_variance(), self.goal.tolerance(samples.value)
+        return 0.0 if variance == 0 else variance / tolerance**2 if tolerance else math.inf
+
+    def expected(self, samples: Samples) -> float:
+        """Return what is expected to be still spent, in products; without a tolerance, the squared error at the end.
+
+        Where the budget does not suffice, all of it, times what would be needed relative to what there is.
+        """
+        have = len(samples.forms)
+        if not self.goal.asked:
+            return samples.expected_variance() / max(1, have + self.left)
+        more = max(self.needed(samples), SMALL_SAMPLE) - have
+        return more if more <= self.left else self.left * self.needed(samples) / max(1, have + self.left)
+
+    def estimate(
+        self,
+        found: Samples | float,
+        *,
+        method: str,
+        reason: str = "",
+        converged: bool = True,
+        eigenvalues: EigenPairs | None = None,
+    ) -> TraceEstimate:
+        """Return the estimate that samples make, or the trace itself, with its cost."""
+        costs = [account.cost() for account in self.accounts]
+        return TraceEstimate(
+            value=found if isinstance(found, float) else found.value,
+            stderr=self.known_stderr if isinstance(found, float) else found.stderr,
+            samples=None if isinstance(found, float) else found.total,
+            num_matvecs=sum(cost["num_matvecs"] for cost in costs),
+            gradients=costs[0]["gradients"],
+            route=", ".join(dict.fromkeys(cost["route"] for cost in costs if cost["route"])),
+            seed=self.probes.seed,
+            converged=converged,
+            method=method,
+            reason=reason,
+            eigenvalues=eigenvalues,
+        )
