@@ -246,4 +246,4 @@ def _scalar(loss: Any) -> Tensor:
             f"loss_fn returned a tensor of shape {tuple(loss.shape)}, but one number is needed, the batch's mean. "
             "Likely cause: reduction='none'. Take .mean()."
         )
-    return loss.reshape(())
+    return loss.reshape(()) if loss.dim() else loss  # itself, so that it is known where it is an output

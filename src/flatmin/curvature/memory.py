@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from flatmin.curvature.graph import nodes_behind
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from flatmin.curvature.graph import Root
 
 _UNKNOWN = 2**30  # where nothing can be asked
 
@@ -47,40 +51,30 @@ class Held:
         return Held({**self.storages, **other.storages}, self.is_packed or other.is_packed)
 
 
-def held_by(roots: Iterable[Tensor]) -> Held:
-    """Return what the graph behind ``roots`` holds in saved tensors, parameters aside."""
-    storages: dict[int, int] = {}
-    is_packed = False
-    ahead, seen = [root.grad_fn for root in roots], set()
-    while ahead:
-        node = ahead.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        for value in _saved(node):
-            if value is _PACKED:
-                is_packed = True
-            elif isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and not _is_view(value):
-                storage = value.untyped_storage()
-                storages[storage.data_ptr()] = storage.nbytes()
-        ahead += [following for following, _ in node.next_functions]
-    return Held(storages, is_packed)
+def held_by(roots: Iterable[Root]) -> Held:
+    """Return what ``roots``, where they are tensors, and the graph behind them hold, parameters aside."""
+    roots = list(roots)
+    found: list[Any] = [root for root in roots if isinstance(root, Tensor)]
+    for node in nodes_behind(roots):
+        found += _saved(node)
+    storages = (x.untyped_storage() for x in found if isinstance(x, Tensor) and not _shows_parameter(x))
+    return Held({s.data_ptr(): s.nbytes() for s in storages}, any(x is _PACKED for x in found))
 
 
-def graph_bytes(roots: Iterable[Tensor]) -> int:
-    """Return the bytes that the graph behind ``roots`` holds in saved tensors, each storage once, parameters aside.
+def graph_bytes(roots: Iterable[Root]) -> int:
+    """Return the bytes that ``roots`` and the graph behind them hold, each storage once, parameters aside.
 
     Example:
         >>> w = torch.ones(4, requires_grad=True)
-        >>> graph_bytes([w.exp().sum()])                           # exp saves its result
-        16
+        >>> graph_bytes([w.exp().sum()])                           # exp saves its result, and the sum is a number
+        20
     """
     return held_by(roots).bytes
 
 
-def _is_view(tensor: Tensor) -> bool:
-    """Tell whether it shows a parameter: a linear layer saves its weight transposed."""
-    return isinstance(tensor._base, nn.Parameter)
+def _shows_parameter(tensor: Tensor) -> bool:
+    """Tell whether it is a parameter or a view of one: a linear layer saves its weight transposed."""
+    return isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter)
 
 
 _PACKED = object()

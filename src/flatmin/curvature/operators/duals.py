@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.autograd import forward_ad
 
-from flatmin.curvature.operators.routes import nodes_behind
+from flatmin.curvature.graph import nodes_behind
 from flatmin.errors import ArgumentError
 
 if TYPE_CHECKING:

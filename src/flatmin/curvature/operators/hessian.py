@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch.autograd import forward_ad
+from torch.autograd.graph import get_gradient_edge
 
-from flatmin.curvature.cut import cut
+from flatmin.curvature.cut import outputs_of
 from flatmin.curvature.operators.duals import tangents, without_tangents
 from flatmin.curvature.operators.risk_operator import RiskOperator
 from flatmin.curvature.operators.routes import NoSecondDerivativeError
@@ -63,7 +64,7 @@ class Hessian(RiskOperator):
                 raise
         # A gap of torch: the derivative of mse_loss by targets without a tangent. So the loss is differentiated in
         # reverse, twice, and only the model by dual numbers.
-        outputs = cut(part.output, loss)
+        outputs = outputs_of(part)
         along = [torch.zeros_like(z) if t is None else t for z, t in zip(outputs, tangents(outputs), strict=True)]
         with without_tangents():
             slopes = torch.autograd.grad(loss, outputs, create_graph=True)
@@ -104,7 +105,6 @@ class FunctionalHessian(Hessian):
     _DIFFERENCE = 3.0  # a gradient for the slopes, and two
 
     def _loss(self, part: BatchLoss) -> Tensor:
-        check_depends(part.loss)
         return _linear(part, _slopes(part))
 
     def _difference(self, item: Batch, line: Line, s: float) -> Sequence[Tensor | None]:
@@ -116,12 +116,12 @@ class FunctionalHessian(Hessian):
 def _slopes(part: BatchLoss) -> Sequence[Tensor]:
     """Return the derivatives of a batch's loss by the outputs, as constants."""
     with without_tangents():
-        return torch.autograd.grad(part.loss, cut(part.output, part.loss), retain_graph=True)
+        return torch.autograd.grad(part.loss, outputs_of(part), retain_graph=True)
 
 
 def _linear(part: BatchLoss, slopes: Sequence[Tensor]) -> Tensor:
     """Return the batch's loss made linear in the outputs."""
-    outputs = cut(part.output, part.loss)
+    outputs = outputs_of(part)
     return sum(((slope * z).sum() for slope, z in zip(slopes, outputs, strict=True)), torch.zeros(()))
 
 
@@ -134,7 +134,7 @@ class _ReverseOverReverse:
         gradients = _gradients_with_graph(loss, parameters)
         # A gradient that is constant (a linear layer at the end of nothing else) has no graph: its rows are zero.
         curved = [(g, i) for i, g in enumerate(gradients) if g is not None and g.requires_grad]
-        self.roots: Sequence[Tensor] = [g for g, _ in curved]
+        self.roots = [get_gradient_edge(g) for g, _ in curved]  # the numbers themselves are not needed
         self._owners = [i for _, i in curved]
         self._parameters = list(parameters.values())
 

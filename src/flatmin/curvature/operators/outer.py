@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+from torch.autograd.graph import get_gradient_edge
 
-from flatmin.curvature.cut import cut
+from flatmin.curvature.cut import outputs_of
 from flatmin.curvature.operators.duals import tangents, without_tangents
 from flatmin.curvature.operators.risk_operator import RiskOperator
 from flatmin.curvature.operators.routes import NoSecondDerivativeError
-from flatmin.curvature.risk import check_depends
 from flatmin.errors import DataError
 from flatmin.vectors import dense
 
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from flatmin.curvature.graph import Root
     from flatmin.curvature.operators.session import Product
     from flatmin.curvature.operators.steps import Line
     from flatmin.curvature.risk import Batch, BatchLoss
 
 
-Curve = Callable[["BatchLoss", "Sequence[Tensor]", "Sequence[Tensor]", "Sequence[Tensor]"], "Sequence[Tensor]"]
+Curve = Callable[[int, "Sequence[Tensor]", "Sequence[Tensor]", "Sequence[Tensor]"], "Sequence[Tensor]"]
+"""M J v of the number of examples, the outputs, the slopes of the loss by them (with their graph), and J v."""
 
 
 class _OuterProduct:
@@ -40,16 +42,16 @@ class _OuterProduct:
 
     def __init__(self, part: BatchLoss, parameters: Mapping[str, Tensor], curve: Curve) -> None:
         self._parameters = list(parameters.values())
-        self._part, self._curve = part, curve
+        self._size, self._curve = part.size, curve
         self._outputs, self._slopes = _outputs_and_slopes(part)
         self._dual = [torch.zeros_like(z, requires_grad=True) for z in self._outputs]
         pulled = torch.autograd.grad(self._outputs, self._parameters, self._dual, create_graph=True, allow_unused=True)
-        self._owners = [i for i, g in enumerate(pulled) if g is not None]
-        self._pulled = [g for g in pulled if g is not None]
-        for g in self._pulled:
-            if g.layout != torch.strided:
+        for g in pulled:
+            if g is not None and g.layout != torch.strided:
                 raise NoSecondDerivativeError("a sparse gradient (embedding.sparse = False makes it dense)")
-        self.roots: Sequence[Tensor] = [*self._pulled, *self._slopes]
+        self._owners = [i for i, g in enumerate(pulled) if g is not None]
+        self._pulled = [get_gradient_edge(g) for g in pulled if g is not None]  # the numbers themselves are zero
+        self.roots: Sequence[Root] = [*self._pulled, *self._outputs, *self._slopes, *self._dual]
 
     def __call__(self, vector: list[Tensor], *, keep: bool) -> Sequence[Tensor | None]:
         if not self._pulled:
@@ -57,14 +59,13 @@ class _OuterProduct:
         along = torch.autograd.grad(
             self._pulled, self._dual, [vector[i] for i in self._owners], retain_graph=True, materialize_grads=True
         )
-        curved = self._curve(self._part, self._outputs, self._slopes, along)
+        curved = self._curve(self._size, self._outputs, self._slopes, along)
         return torch.autograd.grad(self._outputs, self._parameters, curved, retain_graph=keep, allow_unused=True)
 
 
 def _outputs_and_slopes(part: BatchLoss) -> tuple[list[Tensor], Sequence[Tensor]]:
     """Return the outputs that a batch's loss is made of, and its derivatives by them, with their graph."""
-    check_depends(part.loss)
-    outputs = cut(part.output, part.loss)
+    outputs = outputs_of(part)
     return outputs, torch.autograd.grad(part.loss, outputs, create_graph=True)
 
 
@@ -81,7 +82,7 @@ class OuterOperator(RiskOperator):
 
     @abstractmethod
     def _curve(
-        self, part: BatchLoss, outputs: Sequence[Tensor], slopes: Sequence[Tensor], along: Sequence[Tensor]
+        self, size: int, outputs: Sequence[Tensor], slopes: Sequence[Tensor], along: Sequence[Tensor]
     ) -> Sequence[Tensor]:
         """Return M times J v, which is ``along``."""
 
@@ -89,7 +90,7 @@ class OuterOperator(RiskOperator):
         return _OuterProduct(part, self.risk.parameters, self._curve)
 
     def _push(self, part: BatchLoss, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        outputs = cut(part.output, part.loss)
+        outputs = outputs_of(part)
         along = [torch.zeros_like(z) if t is None else t for z, t in zip(outputs, tangents(outputs), strict=True)]
         with without_tangents():
             return self._pull(part, along, parameters)
@@ -98,7 +99,7 @@ class OuterOperator(RiskOperator):
         sides = []
         for place in (s, -s):
             part = line.at(place, item)
-            sides.append([z.detach() for z in cut(part.output, part.loss)])
+            sides.append([z.detach() for z in outputs_of(part)])
             del part  # or its graph would stay while the next one is built
         along = [(ahead - behind).div_(2 * s) for ahead, behind in zip(*sides, strict=True)]
         return self._pull(line.at(0.0, item), along, list(self.risk.parameters.values()))
@@ -106,7 +107,7 @@ class OuterOperator(RiskOperator):
     def _pull(self, part: BatchLoss, along: Sequence[Tensor], parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """Return JᵀM ``along``."""
         outputs, slopes = _outputs_and_slopes(part)
-        curved = self._curve(part, outputs, slopes, along)
+        curved = self._curve(part.size, outputs, slopes, along)
         pulled = torch.autograd.grad(outputs, parameters, curved, allow_unused=True)
         return [None if part is None else dense(part) for part in pulled]
 
@@ -132,7 +133,7 @@ class GGN(OuterOperator):
 
     def _curve(
         self,
-        part: BatchLoss,  # noqa: ARG002 (the slopes tell)
+        size: int,  # noqa: ARG002 (the slopes tell)
         outputs: Sequence[Tensor],
         slopes: Sequence[Tensor],
         along: Sequence[Tensor],
@@ -169,16 +170,16 @@ class EmpiricalFisher(OuterOperator):
     """
 
     def _curve(
-        self, part: BatchLoss, outputs: Sequence[Tensor], slopes: Sequence[Tensor], along: Sequence[Tensor]
+        self, size: int, outputs: Sequence[Tensor], slopes: Sequence[Tensor], along: Sequence[Tensor]
     ) -> Sequence[Tensor]:
         for z in outputs:
-            if z.dim() == 0 or z.shape[0] != part.size:
+            if z.dim() == 0 or z.shape[0] != size:
                 raise DataError(
-                    f"the loss is made of outputs of shape {tuple(z.shape)}, but batch {part.index} has {part.size} "
-                    "examples: gradients of single examples cannot be told apart. The first dimension of the outputs "
+                    f"the loss is made of outputs of shape {tuple(z.shape)}, but the batch has {size} examples: "
+                    "gradients of single examples cannot be told apart. The first dimension of the outputs "
                     "must be that of the targets."
                 )
-        rows = [slope.detach().reshape(part.size, -1) for slope in slopes]
+        rows = [slope.detach().reshape(size, -1) for slope in slopes]
         rises = sum((s * a.reshape_as(s)).sum(1, keepdim=True) for s, a in zip(rows, along, strict=True))
         # The mean loss has slopes of 1/n, so that n ∇ℓ∇ℓᵀ/n² is the mean of the outer products.
-        return [(part.size * rises * s).view_as(z) for s, z in zip(rows, outputs, strict=True)]
+        return [(size * rises * s).view_as(z) for s, z in zip(rows, outputs, strict=True)]

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from flatmin.checks import choice, whole
-from flatmin.curvature.memory import available_memory
 from flatmin.curvature.operators.base import Operator
 from flatmin.curvature.operators.duals import check_all_dual, dual_parameters
 from flatmin.curvature.operators.routes import (
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
     from flatmin.curvature.operators.steps import Line
     from flatmin.curvature.risk import Batch, BatchLoss
 
-_SHARE = 0.25  # of the memory that is free when a session begins
-
-
 Kind = TypeVar("Kind", bound="RiskOperator")
 
 
@@ -46,8 +42,9 @@ class RiskOperator(Operator):
 
     .. math:: A = \frac1N \sum_b n_b A_b, \qquad N = \sum_b n_b
 
-    It looks at the model's present weights and leaves weights, ``.grad``, buffers, modes and random states as found. Frozen parameters are left out, parameters without influence on the loss have
-    zero rows, shared ones count once. Coordinates lie in the order of ``model.named_parameters()``: see ``layout``.
+    It looks at the model's present weights and leaves weights, ``.grad``, buffers, modes and random states as found.
+    Frozen parameters are left out, parameters without influence on the loss have zero rows, shared ones count once.
+    Coordinates lie in the order of ``model.named_parameters()``: see ``layout``.
 
     What products cost is counted in ``gradients``, one being a forward and a backward pass over all the data: a forward
     pass counts 1/3, a backward pass 2/3, whatever differentiates a backward pass 2, as their operations do.
@@ -61,9 +58,8 @@ class RiskOperator(Operator):
             stand (batch-norm by batch statistics; dropout with the same masks in every product).
         parameters: Where to measure, by name, for a model that is a function.
         route: ``"reverse"``: the graphs of first derivatives are differentiated again, and kept in a session.
-            ``"forward"``: dual numbers, which keep no graph. ``"differences"``: central differences of first
-            derivatives. ``"auto"``: reverse, the cheapest, and differences from the first time on that there is no
-            second derivative; ``.route`` says so, and why.
+            ``"forward"``: dual numbers, no graph is kept. ``"differences"``: central differences of first derivatives.
+            ``"auto"``: reverse, the cheapest; differences once there is no second derivative, and ``.route`` says why.
         memory: Bytes for the graphs that a session keeps; 0 keeps none. Default: a quarter of what is free when the
             session begins.
 
@@ -104,8 +100,7 @@ class RiskOperator(Operator):
         self.layout = risk.layout
         self.shape = (self.layout.numel, self.layout.numel)
         self.device = risk.device
-        types = (parameter.dtype for parameter in risk.parameters.values())
-        self.dtype: torch.dtype = reduce(torch.promote_types, types, torch.float32)
+        self.dtype = reduce(torch.promote_types, (p.dtype for p in risk.parameters.values()), torch.float32)
         self._memory = memory
         self._asked: Route = route
         self._session: Session | None = None
@@ -122,8 +117,7 @@ class RiskOperator(Operator):
             >>> H.related(GGN)
             GGN(Linear, 3 parameters)
         """
-        operator = kind.__new__(kind)
-        operator._set_up(self.risk, self._memory, self._asked)
+        (operator := kind.__new__(kind))._set_up(self.risk, self._memory, self._asked)
         return operator
 
     @abstractmethod
@@ -132,7 +126,7 @@ class RiskOperator(Operator):
 
     @abstractmethod
     def _push(self, part: BatchLoss, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """Return the product for a batch that was evaluated with dual ``parameters`` W + εv."""
+        """Return the product for a batch evaluated with dual ``parameters`` W + εv."""
 
     @abstractmethod
     def _difference(self, item: Batch, line: Line, s: float) -> Sequence[Tensor | None]:
@@ -170,8 +164,7 @@ class RiskOperator(Operator):
         if self._session is not None:
             yield
             return
-        budget = int(_SHARE * available_memory(self.device)) if self._memory is None else self._memory
-        self._session = Session(budget)
+        self._session = Session.within(self._memory, self.device)
         try:
             yield
         finally:
@@ -227,21 +220,25 @@ class RiskOperator(Operator):
         return total
 
     def _dually(self, columns: Tensor) -> Tensor:
-        """Return the sum over batches of products by dual numbers, for which every vector evaluates the model anew."""
+        """Return the sum over batches of products by dual numbers: every vector evaluates the model anew."""
         total, sizes, risk = torch.zeros_like(columns), self.layout.sizes, self.risk
         with risk.observed(differentiable=True):
             risk.check_weights()
             for item in risk.read():
                 for column, into in zip(columns.unbind(1), total.unbind(1), strict=True):
-                    vector = pieces(column, risk, sizes)
-                    with dual_parameters(risk.model, risk.parameters, vector) as duals:
-                        part = risk.evaluate(item)
-                        if item.index == 0:
-                            check_all_dual(part.loss, risk.parameters)
-                        check_depends(part.loss)
-                        add(self._push(part, duals), into, sizes, weight=item.size)
+                    add(self._pushed(item, pieces(column, risk, sizes)), into, sizes, weight=item.size)
                 risk.spend(self._FORWARD * columns.shape[1], item.size)
         return total
+
+    def _pushed(self, item: Batch, vector: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """Return the product of one batch with one vector by dual numbers."""
+        with dual_parameters(self.risk.model, self.risk.parameters, vector) as duals:
+            part = self.risk.evaluate(item)
+            check_depends(part.loss)
+            if item.index == 0:
+                check_all_dual(part.loss, self.risk.parameters)
+            with without_autocast(self.device):
+                return self._push(part, duals)
 
     def _accumulate(self, product: Product, columns: Tensor, total: Tensor, *, weight: int, keep: bool) -> None:
         """Add ``weight`` times the product of one batch with ``columns`` to ``total``."""

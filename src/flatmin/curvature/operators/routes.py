@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from flatmin.curvature.graph import nodes_behind
 from flatmin.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from torch import Tensor
-    from torch.autograd.graph import Node
+    from flatmin.curvature.graph import Root
 
 Route = Literal["auto", "reverse", "forward", "differences"]
 """``"reverse"``: the gradient's graph of a batch is kept and differentiated again, the cheapest for many vectors.
@@ -83,7 +83,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if is_on else nullcontext()
 
 
-def check_twice_differentiable(gradients: Iterable[Tensor | None]) -> None:
+def check_twice_differentiable(gradients: Iterable[Root]) -> None:
     """Raise NoSecondDerivativeError if a gradient hangs at a node that would refuse its derivative.
 
     torch runs only those nodes that lead to what is asked for; behind a function marked ``once_differentiable`` nothing
@@ -94,7 +94,7 @@ def check_twice_differentiable(gradients: Iterable[Tensor | None]) -> None:
             raise NoSecondDerivativeError("a function marked once_differentiable")
 
 
-def kinks_behind(roots: Iterable[Tensor | None]) -> list[str]:
+def kinks_behind(roots: Iterable[Root]) -> list[str]:
     """Return the kinds of operations in the graph behind ``roots`` whose derivative jumps (ReLU, max-pooling, ...).
 
     Example:
@@ -104,14 +104,3 @@ def kinks_behind(roots: Iterable[Tensor | None]) -> list[str]:
     """
     found = (_KINK.search(node.name()) for node in nodes_behind(roots))
     return sorted({match[0].removesuffix("Backward") for match in found if match is not None})
-
-
-def nodes_behind(roots: Iterable[Tensor | None]) -> Iterator[Node]:
-    """Yield every node of the graph behind ``roots`` once."""
-    ahead, seen = [root.grad_fn for root in roots if root is not None], set()
-    while ahead:
-        node = ahead.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            yield node
-            ahead += [following for following, _ in node.next_functions]

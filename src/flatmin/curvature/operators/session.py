@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from flatmin.curvature.memory import Held, held_by
+from flatmin.curvature.memory import Held, available_memory, held_by
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
+    import torch
     from torch import Tensor
+
+    from flatmin.curvature.graph import Root
+
+
+_SHARE = 0.25  # of the memory that is free when a session begins
 
 
 class Product(Protocol):
@@ -17,11 +23,14 @@ class Product(Protocol):
 
     Attributes:
         cost: What a product costs, in gradients of the batch.
-        roots: Tensors at the ends of the graph it holds, by which its memory is measured; none if it holds none.
     """
 
     cost: float
-    roots: Sequence[Tensor]
+
+    @property
+    def roots(self) -> Sequence[Root]:
+        """The tensors it holds and the ends of the graph it holds, by which its memory is measured."""
+        ...
 
     def __call__(self, vector: list[Tensor], *, keep: bool) -> Sequence[Tensor | None]:
         """Return the product, one tensor or None (zero) a parameter. Not called again if ``keep`` is False."""
@@ -52,6 +61,11 @@ class Session:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.clear()
+
+    @classmethod
+    def within(cls, memory: int | None, device: torch.device) -> Session:
+        """Return a session of ``memory`` bytes; None takes a share of what is free now."""
+        return cls(int(_SHARE * available_memory(device)) if memory is None else memory)
 
     def clear(self) -> None:
         """Drop everything."""

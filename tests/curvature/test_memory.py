@@ -1,0 +1,212 @@
+"""What graphs hold, against what is really alive; that a budget is obeyed; that a session leaves nothing behind."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from curvature_cases import case, data, mlp
+from flatmin.curvature import Hessian
+from flatmin.curvature.memory import graph_bytes
+from flatmin.curvature.operators import GGN, EmpiricalFisher, FunctionalHessian
+
+KINDS = [Hessian, FunctionalHessian, GGN, EmpiricalFisher]
+
+
+class Alive(TorchDispatchMode):
+    """Knows the storages of all that was computed, and which of them are still alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor) and tensor.numel():
+                storage = tensor.untyped_storage()
+                self.seen[storage.data_ptr()] = StorageWeakRef(storage), storage.nbytes()
+        return result
+
+    def bytes_in(self, *without):
+        gc.collect()
+        ours = {t.untyped_storage().data_ptr() for t in without}
+        return sum(n for at, (ref, n) in self.seen.items() if not ref.expired() and at not in ours)
+
+
+def conv():
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 3),
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.LayerNorm(16),
+        nn.Linear(16, 3),
+    )
+
+
+def images(sizes):
+    g = torch.Generator().manual_seed(0)
+    return [(torch.randn(n, 2, 8, 8, generator=g), torch.randint(0, 3, (n,), generator=g)) for n in sizes]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "args",
+    [
+        (lambda: (mlp(), functional.cross_entropy, [(x.float(), y) for x, y in data((64, 32))])),
+        (lambda: (conv(), functional.cross_entropy, images((16, 7)))),
+    ],
+)
+def test_what_is_counted_is_what_is_alive(kind, args):
+    """All that a session's graphs keep alive is counted, but for numbers of a few bytes; parameters and data are not
+    alive because of them."""
+    model, loss_fn, batches = args()
+    operator = kind(model, loss_fn, batches)
+    vector = torch.ones(operator.shape[0])
+    given = [*model.parameters(), *model.buffers(), *(t for batch in batches for t in batch)]
+    with operator.session(), Alive() as alive:
+        operator @ vector
+        session = operator._session
+        assert session.complete
+        data_bytes = sum(t.untyped_storage().nbytes() for batch in batches for t in batch)
+        held = alive.bytes_in(vector, *given)
+        assert held <= session.used + 2000
+        assert session.used <= held + data_bytes + 2000
+        assert held > 4000
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda w: w.exp().sum(), 16 + 4),  # the result, and the root
+        (lambda w: w.sin().sum(), 4),  # its own argument, a parameter
+        (lambda w: (w * 2).sin().sum(), 16 + 4 + 4),  # the product, the root, the factor
+        (lambda w: nn.functional.linear(torch.ones(3, 4), w[None]).sum(), 48 + 4),  # the input; the weight is a view
+        (lambda w: (w.exp() + w.exp().detach()).sum(), 16 + 4),
+    ],
+)
+def test_saved_tensors_of_small_graphs(make, expected):
+    assert abs(graph_bytes([make(nn.Parameter(torch.ones(4)))]) - expected) <= 4
+
+
+def test_looking_does_not_recompute():
+    calls = []
+
+    def layer(x):
+        calls.append(1)
+        return x.sin().exp()
+
+    w = nn.Parameter(torch.ones(4))
+    (g,) = torch.autograd.grad(checkpoint(layer, w, use_reentrant=False).square().sum(), w, create_graph=True)
+    before = len(calls)
+    graph_bytes([g])
+    assert len(calls) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.0, 0.6, 0.9, 1.0])
+def test_the_budget_is_obeyed(kind, share):
+    whole = kind(*case("ragged"))
+    vector = torch.ones(whole.shape[0], dtype=torch.float64)
+    with whole.session():
+        expected = whole @ vector
+        needed = whole._session.used
+    operator = kind(*case("ragged"), memory=int(share * needed))
+    with operator.session():
+        for _ in range(3):
+            torch.testing.assert_close(operator @ vector, expected)
+            session = operator._session
+            assert session.used <= share * needed
+            assert session.used == sum(graph_bytes(k.product.roots) for k in session.kept)
+        assert session.complete == (share == 1.0)
+        assert bool(session.kept) == (share > 0)
+
+
+class Witness(nn.Module):
+    """Remembers what it returned, weakly."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        result = x.exp()
+        self.seen.append(StorageWeakRef(result.untyped_storage()))
+        return result
+
+    def alive(self):
+        return [not ref.expired() for ref in self.seen]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("memory", [None, 0])
+def test_a_session_ends_without_a_rest(kind, memory):
+    model = nn.Sequential(nn.Linear(3, 4), witness := Witness(), nn.Linear(4, 3)).double()
+    operator = kind(model, functional.cross_entropy, data((6, 6, 6)), memory=memory)
+    vector = torch.ones(operator.shape[0], dtype=torch.float64)
+    gc.disable()  # nothing may wait for the collector of cycles
+    try:
+        with operator.session():
+            operator @ vector
+            assert witness.alive() == [memory is None] * 3
+            operator @ vector
+        assert not any(witness.alive())
+        reference = weakref.ref(operator)
+        del operator
+        assert reference() is None or gc.isenabled() is False
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("route", ["reverse", "forward", "differences"])
+def test_one_graph_at_a_time(kind, route):
+    """While a batch is evaluated, nothing of the one before is alive."""
+    alive = []
+
+    class Watching(Witness):
+        def forward(self, x):
+            alive.append(sum(self.alive()))
+            return super().forward(x)
+
+    model = nn.Sequential(nn.Linear(3, 4), Watching(), nn.Linear(4, 3)).double()
+    operator = kind(model, functional.cross_entropy, data((6, 6, 6)), route=route)
+    gc.disable()
+    try:
+        operator @ torch.eye(operator.shape[0], dtype=torch.float64)[:, :2]
+    finally:
+        gc.enable()
+    assert len(alive) >= 3
+    assert max(alive) == 0
+
+
+def test_a_session_in_a_session_is_the_outer_one():
+    H = Hessian(*case("ragged"))
+    R = H.related(FunctionalHessian)
+    vector = torch.ones(H.shape[0], dtype=torch.float64)
+    with H.session():
+        H @ vector
+        with H.session(), (H + R).session():
+            H @ vector
+        H @ vector
+        assert H.gradients == pytest.approx(1 + 3 * 2)
+    assert H._session is None
+    assert R._session is None
+
+
+def test_an_exception_ends_a_session():
+    H = Hessian(*case("ragged"))
+    with pytest.raises(KeyboardInterrupt), H.session():
+        H @ torch.ones(H.shape[0], dtype=torch.float64)
+        raise KeyboardInterrupt
+    assert H._session is None
