@@ -7,12 +7,13 @@ on the local shard; noise is one global draw of which each rank takes its slice;
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flatmin.errors import RankError
 from flatmin.vectors import plain_total
 
 
@@ -77,7 +78,7 @@ class ShardedTotal:
         """Return the global sum of ``parts`` (0-dim): one all-reduce for each mesh dimension that shards anything."""
         by_layout: dict[tuple, dict[int, Tensor]] = {}
         for position, part in parts.items():
-            by_layout.setdefault(_shard_groups(self._parameters[position]), {})[position] = part
+            by_layout.setdefault(shard_groups(self._parameters[position]), {})[position] = part
         totals: dict[int, Tensor] = {}
         for number, (groups, members) in enumerate(by_layout.items()):
             total = plain_total(members)
@@ -87,7 +88,7 @@ class ShardedTotal:
         return plain_total(totals)
 
 
-def _shard_groups(parameter: Tensor) -> tuple:
+def shard_groups(parameter: Tensor) -> tuple:
     """Return the process groups over which ``parameter`` is split; replicated dimensions hold it whole."""
     if not is_sharded(parameter):
         return ()
@@ -109,6 +110,50 @@ def reshard(modules: Iterable[nn.Module]) -> None:
     """
     for module in modules:
         module.reshard()  # pyright: ignore[reportCallIssue]
+
+
+def mesh_groups(tensors: Iterable[Tensor]) -> list[Any]:
+    """Return the process groups that together reach every rank of the mesh of the sharded ones; none if none is."""
+    mesh = next((tensor.device_mesh for tensor in tensors if is_sharded(tensor)), None)  # pyright: ignore[reportAttributeAccessIssue]
+    return [] if mesh is None else [mesh.get_group(dim) for dim in range(mesh.ndim)]
+
+
+def sum_over_ranks(compute: Callable[[], Tensor], groups: Sequence[Any]) -> Tensor:
+    """Return the sum over ranks of what each computes, on all of them; one small all-reduce and one of its size.
+
+    An error on one rank becomes one on all, where otherwise the others would wait for it in vain.
+
+    Args:
+        compute: Returns a tensor of the same shape and type on every rank, which is overwritten.
+        groups: Process groups over which is added, one after the other.
+
+    Raises:
+        RankError: ``compute`` failed on another rank; on the rank itself the error is its own.
+    """
+    if not groups:
+        return compute()
+    error, result = None, None
+    try:
+        result = compute()
+    except RankError:  # all ranks know already
+        raise
+    except Exception as raised:  # noqa: BLE001 (raised again below)
+        error = raised
+    failed = _added(torch.tensor([float(error is not None)]), groups)
+    if error is not None:
+        raise error
+    if result is None or failed.item():
+        raise RankError("another rank failed, so there is nothing to add up. Look at its output for the error.")
+    return _added(result, groups)
+
+
+def _added(tensor: Tensor, groups: Sequence[Any]) -> Tensor:
+    """Return the sum of ``tensor`` over the ranks; it travels by a device that the groups can reduce on."""
+    is_foreign = torch.distributed.get_backend(groups[0]) == "nccl" and not tensor.is_cuda
+    moved = tensor.cuda() if is_foreign else tensor
+    for group in groups:
+        torch.distributed.all_reduce(moved, group=group)
+    return moved.to(tensor.device)
 
 
 class GradientAveraging:

@@ -8,6 +8,7 @@ Every message names the value, its likely cause and the remedy. The tree::
     ├── ClosureError        (RuntimeError)     a closure returned nothing or computed no gradient
     ├── ProbeError          (RuntimeError)     the loop over probes was left unfinished or used out of order
     ├── NonFiniteError      (ArithmeticError)  NaN or infinity in a loss, a gradient or a measurement
+    ├── RankError           (RuntimeError)     another rank failed, or the ranks do different things
     └── DataError           (ValueError)       batches are empty, run dry or have an unexpected layout
 """
 
@@ -36,6 +37,10 @@ class ProbeError(FlatminError, RuntimeError):
 
 class NonFiniteError(FlatminError, ArithmeticError):
     """NaN or infinity in a loss, a gradient or a measurement."""
+
+
+class RankError(FlatminError, RuntimeError):
+    """Another rank failed, or the ranks do different things."""
 
 
 class DataError(FlatminError, ValueError):

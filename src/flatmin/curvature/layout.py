@@ -21,14 +21,18 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def trainable_parameters(model: nn.Module, *, sharded: bool = False) -> dict[str, nn.Parameter]:
     """Return the parameters of ``model`` that require gradients, by name, in the order of ``named_parameters()``.
 
     A tensor that several modules share appears once, under its first name.
 
+    Args:
+        model: The model.
+        sharded: Whether parameters may be split over ranks.
+
     Raises:
         ArgumentError: There is none.
-        ArgumentTypeError: One is complex, or split over ranks.
+        ArgumentTypeError: One is complex, or split over ranks where it may not be.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:
@@ -37,11 +41,16 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
             "frozen? parameter.requires_grad_(True) thaws."
         )
     for name, parameter in parameters.items():
-        if parameter.is_complex() or is_sharded(parameter):
-            kind = "complex" if parameter.is_complex() else "split over ranks"
+        if parameter.is_complex():
             raise ArgumentTypeError(
-                f"parameter {name!r} is {kind}, which curvature is not defined for here. Freeze it with "
-                "requires_grad_(False), or measure a model of whole real tensors."
+                f"parameter {name!r} is complex, which curvature is not defined for here. Freeze it with "
+                "requires_grad_(False), or measure a model of real tensors."
+            )
+        if is_sharded(parameter) and not sharded:
+            raise ArgumentTypeError(
+                f"parameter {name!r} is split over ranks, of which derivatives are not taken here. Forward passes do: "
+                "trace(ForwardOnlyHessian(...)), perturbation_trace(...). Or load the full state dict into a whole "
+                "model on each rank and split the data: DataOverRanks(Hessian(...))."
             )
     return parameters
 

@@ -7,6 +7,7 @@ with n_b examples in batch b and ℓ_b their mean loss: a short last batch count
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -28,6 +29,7 @@ from flatmin.curvature.data import (
 )
 from flatmin.curvature.layout import Layout, trainable_parameters
 from flatmin.curvature.observe import Mode, observing
+from flatmin.distributed import local, mesh_groups, reshard, sharded_modules, sum_over_ranks
 from flatmin.errors import ArgumentTypeError, DataError, NonFiniteError
 from flatmin.perturb.randomness import RandomState
 
@@ -50,8 +52,11 @@ class EmpiricalRisk:
         batches: Re-iterable batches, see :mod:`flatmin.curvature.data`.
         mode: ``"eval"``: every module in evaluation mode; ``"current"``: as it stands.
         parameters: Where to measure, by name, for a model that is a function.
+        sharded: Whether parameters may be split over ranks. Ranks then hold batches of their own, as many each.
+        group: The process group whose ranks hold batches of their own, over which :meth:`mean` is taken.
 
     Attributes:
+        groups: Process groups over whose ranks the batches are split: that of the call, or those of sharded parameters.
         num_examples: N, once the data were read; None before.
 
     Raises:
@@ -67,12 +72,16 @@ class EmpiricalRisk:
         *,
         mode: Mode = "eval",
         parameters: Mapping[str, Tensor] | None = None,
+        sharded: bool = False,
+        group: Any = None,
     ) -> None:
         module = as_module(model, parameters)
         if not callable(loss_fn):
             raise ArgumentTypeError(f"loss_fn is {loss_fn!r}, but a function of (output, targets) is needed.")
         self.model: nn.Module = unwrapped(module)
-        self.parameters = trainable_parameters(self.model)
+        reshard(sharded_modules(self.model.modules()))  # after an evaluation, the root holds gathered copies instead
+        self.parameters = trainable_parameters(self.model, sharded=sharded)
+        self.groups = mesh_groups(self.parameters.values()) or ([] if group is None else [group])
         self.layout = Layout.of(self.parameters)
         self.device = next(iter(self.parameters.values())).device
         self._mode: Mode = "eval" if choice("mode", mode, get_args(Mode)) == "eval" else "current"
@@ -145,11 +154,15 @@ class EmpiricalRisk:
         return BatchLoss(loss, item.size, output, item.content, item.index, item.start)
 
     def mean(self, *, finite: bool = True) -> float:
-        """Return f(W), summed over batches in float64; errors as in :meth:`losses`."""
-        count, total = 0, 0.0
-        for part in self.losses(finite=finite):
-            count, total = count + part.size, total + part.size * float(part.loss.detach())
-        return total / count
+        """Return f(W), summed over batches and ranks in float64; errors as in :meth:`losses`."""
+
+        def total() -> Tensor:
+            parts = [(part.size * float(part.loss.detach()), part.size) for part in self.losses(finite=finite)]
+            sums = (math.fsum(column) for column in zip(*parts, strict=True))
+            return torch.tensor(list(sums), dtype=torch.float64)
+
+        value, count = sum_over_ranks(total, self.groups).tolist()
+        return value / count
 
     def output(self, part: BatchLoss) -> Any:
         """Return what the model makes of the batch of ``part`` at its present weights, from the same random states."""
@@ -217,9 +230,12 @@ class EmpiricalRisk:
         if not skip:
             self._last = (place, totals)
 
-    def place(self) -> tuple[tuple[int, int], ...]:
+    def place(self) -> tuple[tuple[int, ...], ...]:
         """Return what changes whenever the weights do."""
-        return tuple((p.data_ptr(), p._version) for p in self.parameters.values())
+        parameters = self.parameters.values()
+        return tuple(
+            (shard.data_ptr(), shard._version, p._version) for p in parameters for shard in [local(p).detach()]
+        )
 
     def _random_states(self) -> tuple[RandomState, list[Tensor]]:
         devices = {p.device for p in self.parameters.values()}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch import nn
+    from torch.distributed import ProcessGroup
 
     from flatmin.curvature.data import LossFunction
     from flatmin.curvature.observe import Mode
@@ -88,6 +89,7 @@ def perturbation_gap(
     noise: str | Law = "gaussian",
     seed: int = 0,
     mode: Mode = "eval",
+    group: ProcessGroup | None = None,
 ) -> GapEstimate:
     r"""Estimate F(W) - f(W) = E f(W + U) - f(W) by pairs of points, from forward passes alone.
 
@@ -112,6 +114,8 @@ def perturbation_gap(
         seed: Seed of the noise.
         mode: ``"eval"``: every module in evaluation mode; ``"current"``: as it stands, dropout with the same masks at
             all points.
+        group: Ranks that hold batches of their own, over which the loss is averaged: ``torch.distributed.group.WORLD``.
+            Sharded models (FSDP2) are averaged over their ranks without it.
 
     Returns:
         The gap with its standard error; ``.trace`` is the trace that it amounts to.
@@ -134,7 +138,7 @@ def perturbation_gap(
     sigma = positive("sigma", sigma, hint="It is the standard deviation of the noise, in units of the weights.")
     whole("num_samples", num_samples, minimum=2, hint="It counts pairs of points; one has no standard error.")
     whole("seed", seed, minimum=0, hint="It is the seed of the noise.")
-    risk = EmpiricalRisk(model, loss_fn, batches, mode=mode)
+    risk = EmpiricalRisk(model, loss_fn, batches, mode=mode, sharded=True, group=group)
     with risk.observed(), closing(Pairs(risk, noise, seed)) as pairs:
         rises = [pairs.rise(j, sigma) for j in range(num_samples)]
     samples = torch.tensor(rises, dtype=torch.float64)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch import Tensor, nn
+    from torch.distributed import ProcessGroup
 
     from flatmin.curvature.data import LossFunction
     from flatmin.curvature.observe import Mode
@@ -84,6 +85,7 @@ def perturbation_trace(
     noise: str | Law = "gaussian",
     seed: int = 0,
     mode: Mode = "eval",
+    group: ProcessGroup | None = None,
 ) -> PerturbationTrace:
     r"""Estimate the smoothed trace, which noise training of this σ acts on, without any derivative.
 
@@ -111,6 +113,8 @@ def perturbation_trace(
         seed: Seed of the noise.
         mode: ``"eval"``: every module in evaluation mode; ``"current"``: as it stands, dropout with the same masks at
             all points.
+        group: Ranks that hold batches of their own, over which the loss is averaged: ``torch.distributed.group.WORLD``.
+            Sharded models (FSDP2) are averaged over their ranks without it.
 
     Returns:
         The smoothed trace with its standard error, at σ and σ/2, its limit, and whether there are kinks.
@@ -132,7 +136,7 @@ def perturbation_trace(
     sigma = positive("sigma", sigma, hint="It is the standard deviation of the noise, in units of the weights.")
     whole("seed", seed, minimum=0, hint="It is the seed of the noise.")
     goal = _goal(num_samples, rtol, atol)
-    risk = EmpiricalRisk(model, loss_fn, batches, mode=mode)
+    risk = EmpiricalRisk(model, loss_fn, batches, mode=mode, sharded=True, group=group)
     with risk.observed(), closing(Pairs(risk, noise, seed)) as pairs:
         samples = Samples(lambda start, stop: Drawn(_traces(pairs, range(start, stop), sigma)), _none, guarded=False)
         converged = samples.run(goal, most=goal.budget, width=1)

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from flatmin.checks import positive
+from flatmin.checks import positive, whole
 from flatmin.curvature.memory import available_memory
 from flatmin.curvature.operators.points import Centre, Parts, Points
 from flatmin.curvature.operators.risk_operator import RiskOperator
 from flatmin.curvature.operators.step_control import Step, choose_step
+from flatmin.curvature.risk import EmpiricalRisk
+from flatmin.distributed import sum_over_ranks
 from flatmin.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from flatmin.vectors import accumulation_dtype, has_16_bits
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
     from flatmin.curvature.data import LossFunction
     from flatmin.curvature.observe import Mode
-    from flatmin.curvature.risk import EmpiricalRisk
 
 _SHARE = 0.25  # of the free memory, for what batches keep between two points
 _LIMIT = 1.0  # a step as long as the weights themselves
@@ -100,7 +101,10 @@ class ForwardOnlyHessian(RiskOperator):
     ) -> None:
         if step is not None:
             positive("step", step, hint="It is relative to the norm of the parameters; 1e-2 is usual in float32.")
-        super().__init__(model, loss_fn, batches, mode=mode, parameters=parameters, memory=memory)
+        if memory is not None:
+            whole("memory", memory, minimum=0, hint="It counts the bytes that batches may keep of their outputs.")
+        risk = EmpiricalRisk(model, loss_fn, batches, mode=mode, parameters=parameters, sharded=True)
+        self._set_up(risk, memory)
         self.step = step
 
     def _set_up(self, risk: EmpiricalRisk, memory: int | None, *args: Any, **options: Any) -> None:
@@ -138,7 +142,8 @@ class ForwardOnlyHessian(RiskOperator):
         columns = block.detach().to(self.device, self.dtype).reshape(self.shape[0], -1)
         with self.risk.observed():
             self.risk.check_weights()
-            forms = self._forms(columns)
+            *totals, count = sum_over_ranks(lambda: self._totals(columns), self.risk.groups)
+        forms = torch.stack(totals) / count
         if not forms.isfinite().all():
             raise NonFiniteError(
                 f"a quadratic form of the {type(self).__name__} is not finite although loss and weights are: outputs "
@@ -147,24 +152,25 @@ class ForwardOnlyHessian(RiskOperator):
             )
         return forms.reshape(block.shape[1:])
 
-    def _forms(self, columns: Tensor) -> Tensor:
+    def _totals(self, columns: Tensor) -> Tensor:
+        """Return the sums of the forms over the examples of this rank, and then the number of these, shape (m + 1,)."""
         if self._place != self.risk.place():  # other weights: other steps
             self._steps = {}
         wide = accumulation_dtype(self.device)
-        total, count = torch.zeros(columns.shape[1], dtype=wide, device=self.device), 0
+        totals = torch.zeros(columns.shape[1] + 1, dtype=wide, device=self.device)
         norms = torch.linalg.vector_norm(columns, dim=0, dtype=wide).tolist()
         points = Points(self.risk)
         try:
             for chunk in self._chunks():
                 for j, norm in enumerate(norms):
                     if norm > 0:
-                        total[j] += self._form(points, chunk, columns[:, j], norm)
+                        totals[j] += self._form(points, chunk, columns[:, j], norm)
                 points.rest()
-                count += sum(centre.size for centre in chunk)
+                totals[-1] += sum(centre.size for centre in chunk)
         finally:
             points.close()
             self._place = self.risk.place()
-        return total / count
+        return totals
 
     def _form(self, points: Points, chunk: list[Centre], column: Tensor, norm: float) -> Tensor:
         """Return the sum over the examples of ``chunk`` of one form."""
@@ -179,11 +185,14 @@ class ForwardOnlyHessian(RiskOperator):
         return self._combine(points.parts(chunk, vector, size * unit))
 
     def _choose(self, points: Points, centre: Centre, vector: Mapping[str, Tensor], unit: float) -> Step:
-        """Choose the step on one batch."""
+        """Choose the step on one batch; on one of each rank where these share the weights, and must move together."""
 
         def evaluate(size: float) -> tuple[float, float]:
             parts = points.parts([centre], vector, size * unit)
-            return float(self._combine(parts)), float(self._combine(Parts(parts.outer.abs(), parts.functional.abs())))
+            outer, functional = sum_over_ranks(lambda: torch.stack(parts), self.risk.groups)
+            return float(self._combine(Parts(outer, functional))), float(
+                self._combine(Parts(outer.abs(), functional.abs()))
+            )
 
         types = [*(p.dtype for p in self.risk.parameters.values()), *(z.dtype for z in centre.outputs)]
         coarsest = max(types, key=lambda dtype: torch.finfo(dtype).eps)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from flatmin.curvature.cut import tensors_in
 from flatmin.curvature.memory import graph_bytes
-from flatmin.distributed import local, local_slice
+from flatmin.distributed import local, local_slice, shard_groups, sum_over_ranks
 from flatmin.perturb.displace import Displacer
 from flatmin.vectors import Vector, accumulation_dtype
 
@@ -118,9 +118,7 @@ class Points:
         self._risk = risk
         self._weights = list(risk.parameters.values())
         self._displacer = Displacer(dict(enumerate(self._weights)), risk.model.modules())
-        wide = accumulation_dtype(risk.device)
-        norms = (torch.linalg.vector_norm(local(w).detach(), dtype=wide) for w in self._weights)
-        self._squares = [float(norm) ** 2 for norm in norms]
+        self._squares = [float(_square(w)) for w in self._weights]
         self._rms = math.sqrt(sum(self._squares) / risk.layout.numel) or 1.0
 
     def norm(self, touched: Iterable[bool]) -> float:
@@ -153,6 +151,13 @@ class Points:
     def close(self) -> None:
         """Put the weights back."""
         self._displacer.release()
+
+
+@torch.no_grad()
+def _square(weight: Tensor) -> Tensor:
+    shard = local(weight)
+    square = Vector({0: shard}).dot(Vector({0: shard})).clone()
+    return sum_over_ranks(lambda: square, shard_groups(weight))
 
 
 def _is_real(value: Any) -> bool:
