@@ -200,6 +200,28 @@ class Recorded(nn.Module):
         return functional.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None]).mean(dim=(1, 2))
 
 
+def test_graphs_that_are_kept_outlive_a_displacement():
+    """The weights are the same bits again, and torch's count of writes with them."""
+    model, loss_fn, batches = case("ragged")
+    H = Hessian(model, loss_fn, batches)
+    F = H.related(ForwardOnlyHessian)
+    block = signs(38, 2)
+    with H.session():
+        expected = H @ block
+        before = H.gradients
+        torch.testing.assert_close(F.quadratic_forms(block), (block * expected).sum(0), rtol=1e-5, atol=0)
+        steps, between = F._steps, H.gradients
+        assert torch.equal(H @ block, expected)
+        assert H.gradients - between == pytest.approx(2 * 2)
+        F.quadratic_forms(block)
+        assert F._steps is steps
+    assert before == pytest.approx(1 + 2 * 2)
+    with torch.no_grad():
+        model.a.weight.mul_(1.01)
+    F.quadratic_forms(block)
+    assert F._steps is not steps
+
+
 def test_no_graph_is_recorded_and_fused_kernels_stay():
     model = Recorded().double()
     batches = [(torch.randn(3, 4, 2).double(), torch.ones(3, 2).double())]

@@ -170,7 +170,7 @@ class Pairs:
         self._law, self._stream, self._risk = resolve_law(noise), Stream(seed).child(_STREAM), risk
         risk.check_weights()
         self.clean_loss, self.num_evaluations = risk.mean(), 1
-        self._displacer = Displacer(dict(enumerate(risk.parameters.values())), risk.model.modules())
+        self._displacer = Displacer(dict(enumerate(risk.parameters.values())), risk.model.modules(), unseen=True)
 
     def rise(self, number: int, sigma: float) -> float:
         """Return the mean loss at the two points less f(W), U being the draw of this number times ``sigma``.

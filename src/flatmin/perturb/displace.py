@@ -8,6 +8,7 @@ in place and never rebound, so that compiled graphs, sharded parameters and view
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,8 @@ class Displacer:
     Args:
         parameters: Position to parameter; whole or sharded.
         modules: The modules around them: sharded ones are made to hold their shards before each move.
+        unseen: Whether torch's count of writes is put back with the weights, on release: graphs that were kept at the
+            weights stay of use, being at the same bits again. Not where a graph at displaced weights may be kept.
 
     Attributes:
         at: Where the parameters stand, if that has a symbol; None at a displacement by a vector, which is not kept.
@@ -81,8 +84,11 @@ class Displacer:
         tensor([1., 2.])
     """
 
-    def __init__(self, parameters: Mapping[int, Tensor], modules: Iterable[nn.Module] = ()) -> None:
+    def __init__(
+        self, parameters: Mapping[int, Tensor], modules: Iterable[nn.Module] = (), *, unseen: bool = False
+    ) -> None:
         self._parameters = dict(parameters)
+        self._unseen, self._writes = unseen, ExitStack()
         self._sharded = sharded_modules(modules)
         self._here = self._locals()
         self._snapshot: list[Tensor] | None = None
@@ -100,6 +106,9 @@ class Displacer:
         self._prepare()
         if self._snapshot is None:
             self._snapshot = [tensor.clone() for tensor in self._here.values()]
+            if self._unseen:
+                counts = torch.autograd._unsafe_preserve_version_counter(tuple(self._here.values()))
+                self._writes.enter_context(counts)
         # Before the first write, so that a failure half-way is undone.
         self.at = displacement if isinstance(displacement, Draw) else None
         self._add(displacement)
@@ -164,6 +173,7 @@ class Displacer:
     def release(self) -> None:
         """Put the parameters back and drop the snapshot."""
         self.restore()
+        self._writes.close()
         self._snapshot = None
 
 

@@ -154,8 +154,8 @@ class ForwardOnlyHessian(RiskOperator):
 
     def _totals(self, columns: Tensor) -> Tensor:
         """Return the sums of the forms over the examples of this rank, and then the number of these, shape (m + 1,)."""
-        if self._place != self.risk.place():  # other weights: other steps
-            self._steps = {}
+        if self._place != (place := self.risk.place()):  # other weights: other steps
+            self._place, self._steps = place, {}
         wide = accumulation_dtype(self.device)
         totals = torch.zeros(columns.shape[1] + 1, dtype=wide, device=self.device)
         norms = torch.linalg.vector_norm(columns, dim=0, dtype=wide).tolist()
@@ -169,7 +169,6 @@ class ForwardOnlyHessian(RiskOperator):
                 totals[-1] += sum(centre.size for centre in chunk)
         finally:
             points.close()
-            self._place = self.risk.place()
         return totals
 
     def _form(self, points: Points, chunk: list[Centre], column: Tensor, norm: float) -> Tensor:

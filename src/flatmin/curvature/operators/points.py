@@ -117,7 +117,7 @@ class Points:
     def __init__(self, risk: EmpiricalRisk) -> None:
         self._risk = risk
         self._weights = list(risk.parameters.values())
-        self._displacer = Displacer(dict(enumerate(self._weights)), risk.model.modules())
+        self._displacer = Displacer(dict(enumerate(self._weights)), risk.model.modules(), unseen=True)
         self._squares = [float(_square(w)) for w in self._weights]
         self._rms = math.sqrt(sum(self._squares) / risk.layout.numel) or 1.0
 
