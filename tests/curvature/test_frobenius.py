@@ -124,13 +124,16 @@ def test_messages(arguments, options, error, message):
 
 def test_the_normalized_trace_is_the_mean_eigenvalue():
     A = matrix()
-    whole, mean = trace(A, 200, seed=3), normalized_trace(A, 200, seed=3)
+    options = {"seed": 3, "method": "hutchinson"}
+    whole, mean = trace(A, 200, **options), normalized_trace(A, 200, **options)
     assert mean.value == pytest.approx(whole.value / 40)
     assert mean.stderr == pytest.approx(whole.stderr / 40)
     torch.testing.assert_close(mean.samples, whole.samples / 40)
-    assert (mean.num_matvecs, mean.seed) == (whole.num_matvecs, whole.seed)
+    assert (mean.num_matvecs, mean.seed, mean.method) == (whole.num_matvecs, whole.seed, whole.method)
     assert abs(mean.value - float(torch.linalg.eigvalsh(A).mean())) < 4 * mean.stderr
+    assert normalized_trace(A).value == pytest.approx(float(A.trace()) / 40)  # d products are exact
     shifted = A + 5 * torch.eye(40, dtype=torch.float64)
-    assert normalized_trace(shifted, atol=0.1).stderr <= 0.1
-    assert normalized_trace(shifted, atol=0.1).num_matvecs == trace(shifted, atol=4.0).num_matvecs
-    assert normalized_trace(shifted, rtol=0.05).converged
+    absolute = normalized_trace(shifted, atol=0.1, method="hutchinson")
+    assert absolute.stderr <= 0.1
+    assert absolute.num_matvecs == trace(shifted, atol=4.0, method="hutchinson").num_matvecs
+    assert normalized_trace(shifted, rtol=0.05, method="hutchinson").converged

@@ -97,7 +97,7 @@ def test_many_classes_are_sampled_and_their_errors_hold():
     H = Hessian(model, torch.nn.functional.cross_entropy, batches)
     matrix = GGN(model, torch.nn.functional.cross_entropy, batches) @ torch.eye(H.shape[0], dtype=torch.float64)
     exact = blocks_of(H, matrix)
-    results = [layerwise(trace, H, groups="parameter", seed=seed) for seed in range(25)]
+    results = [layerwise(trace, H, groups="parameter", seed=seed) for seed in range(16)]
     deviations = torch.tensor(
         [[(r[n].value - exact[n]) / r[n].stderr if r[n].stderr else 0.0 for n in exact] for r in results]
     )
@@ -185,7 +185,7 @@ def test_small_blocks_are_freed_from_the_noise_of_large_ones():
 def test_peeled_estimates_are_unbiased_and_their_errors_true(options):
     A, _ = two_sizes()
     H = on_names(A, {"big": 40, "small": 4})
-    results = [layerwise(trace, H, seed=seed, **options) for seed in range(150)]
+    results = [layerwise(trace, H, seed=seed, **options) for seed in range(100)]
     assert all(r.converged for r in results)
     for name, block in (("big", A[:40, :40]), ("small", A[40:, 40:])):
         errors = torch.tensor([r[name].value - float(block.trace()) for r in results])
@@ -193,8 +193,8 @@ def test_peeled_estimates_are_unbiased_and_their_errors_true(options):
         assert all(
             r[name].stderr <= max(options.get("atol", 0), options.get("rtol", 0) * abs(r[name].value)) for r in results
         )
-        assert abs(float(errors.mean())) < 4 * float(errors.std()) / math.sqrt(150)
-        assert float(errors.square().mean().sqrt()) == pytest.approx(float(claimed.square().mean().sqrt()), rel=0.2)
+        assert abs(float(errors.mean())) < 4 * float(errors.std()) / math.sqrt(100)
+        assert float(errors.square().mean().sqrt()) == pytest.approx(float(claimed.square().mean().sqrt()), rel=0.25)
 
 
 def test_says_when_the_budget_ended_first():
