@@ -13,7 +13,7 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
-_DESCRIPTION = """Train into flat minima, and compare methods honestly on real data.
+_DESCRIPTION = """Train into flat minima, measure how flat they are, and compare methods honestly on real data.
 
 Interrupted work is continued by giving the same command again. `flatmin --version` prints the version."""
 
@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(given)
     except KeyboardInterrupt:
         again = shlex.join(["flatmin", *given])
-        return _end(f"Interrupted. Finished runs are kept; continue with them: {again}", INTERRUPTED)
+        kept = "Finished products" if given[:1] == ["measure"] else "Finished runs"
+        return _end(f"Interrupted. {kept} are kept; continue with them: {again}", INTERRUPTED)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRA:

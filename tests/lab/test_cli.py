@@ -22,6 +22,26 @@ def test_commands_and_options_are_these():
     options = {c.__name__: [f.name for f in fields(c)] for c in commands.Command.__args__}
     assert options == {
         "Compare": ["methods", "tasks", "seeds", "budget", "out", "workers", "device", "json"],
+        "Measure": [
+            "weights",
+            "trace",
+            "eigenvalues",
+            "density",
+            "layers",
+            "gap",
+            "rtol",
+            "model",
+            "head_seed",
+            "data",
+            "data_root",
+            "split",
+            "examples",
+            "batch_size",
+            "seed",
+            "device",
+            "out",
+            "json",
+        ],
         "Report": ["folder", "json"],
     }
 
@@ -30,16 +50,24 @@ HELP = """
 import sys
 from flatmin_lab.cli import main
 try:
-    main(["compare", "--help"])
+    main([sys.argv[1], "--help"])
 finally:
     print("torch" in sys.modules)
 """
 
 
-def test_help_names_everything_there_is_and_loads_no_torch():
-    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("compare", (*commands.METHODS, *commands.TASKS, "--methods", "--workers", "--json")),
+        ("measure", (*commands.DATA, "--trace", "--eigenvalues", "--gap", "--data-root", "FLATMIN_DATA")),
+    ],
+)
+def test_help_names_everything_there_is_and_loads_no_torch(command, names):
+    words = [sys.executable, "-c", HELP, command]
+    done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, check=True)
     assert done.stdout.rstrip().endswith("False")
-    for name in (*commands.METHODS, *commands.TASKS, "--methods", "--workers", "--json"):
+    for name in names:
         assert name in done.stdout
 
 

@@ -1,55 +1,16 @@
 """Examples to measure on: always the same ones, read from files as they lie, or refused with the remedy."""
 
-import io
-import json
-import tarfile
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from flatmin.errors import ArgumentError, DataError
 from flatmin_lab.data.examples import DATA, Wanted, load_examples
 from flatmin_lab.data.root import VARIABLE, data_root
 from flatmin_lab.data.text import mrpc, strategyqa
 from flatmin_lab.errors import MissingPackageError
+from lab_data import images, texts
 
 MEAN, SCALE = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
-
-
-def images(folder, count=12, tests=4):
-    """A file of the layout of the JPEG images: image i has one grey value, 10 i, and label i mod 10."""
-    bodies = []
-    for i in range(count):
-        buffer = io.BytesIO()
-        Image.fromarray(np.full((32, 32, 3), 10 * i, dtype=np.uint8)).save(buffer, "jpeg", quality=75)
-        bodies.append(buffer.getvalue())
-    header = bodies[0][:20]
-    assert all(body[:20] == header for body in bodies)
-    rest = [body[20:] for body in bodies]
-    np.savez(
-        folder / "cifar10_jpeg75.npz",
-        header=np.frombuffer(header, np.uint8),
-        blob=np.frombuffer(b"".join(rest), np.uint8),
-        offsets=np.cumsum([0, *map(len, rest)]),
-        labels=np.arange(count, dtype=np.uint8) % 10,
-        is_test=np.arange(count) >= count - tests,
-    )
-    return folder
-
-
-def texts(folder, pairs=620, questions=7):
-    lines = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"]
-    lines += [f'{i % 2}\t{i}\t{i}\t"a "" quote {i}\tsecond {i}' for i in range(pairs)]
-    asked = [{"question": f"Is {i} odd?", "answer": bool(i % 2), "facts": []} for i in range(questions)]
-    members = {"./msr_paraphrase_train.txt": "\ufeff" + "\n".join(lines), "./strategyqa_train.json": json.dumps(asked)}
-    with tarfile.open(folder / "text.tar.xz", "w:xz") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content.encode())
-            archive.addfile(info, io.BytesIO(content.encode()))
-    return folder
 
 
 class Tokenizer:

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import nn
 
 from flatmin.errors import ArgumentError
 from flatmin_lab.data.root import required
@@ -15,24 +13,8 @@ from flatmin_lab.errors import MissingPackageError, WeightsError
 from flatmin_lab.models.loading import load_subject, read_weights
 from flatmin_lab.models.mlp import mlp
 from flatmin_lab.models.resnet_cifar import ResNetCifar
+from lab_data import resnet, save
 from small_runs import outcome, run_spec
-
-
-def resnet(blocks=1):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = ResNetCifar(blocks)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.fill_(0.1)
-            module.running_var.fill_(1.5)
-    return model.eval()
-
-
-def save(model, path, change=lambda weights: weights):
-    weights = change({k: v.contiguous() for k, v in model.state_dict().items()})
-    save_file(weights, path) if path.suffix == ".safetensors" else torch.save(weights, path)
-    return path
 
 
 def same(a, b):

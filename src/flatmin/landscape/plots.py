@@ -10,7 +10,8 @@ from flatmin.measures import RadiusSearch
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_CURVE, _ALLOWED, _FAINT = "#0064b4", "#a8431f", "#5c6773"
+CURVE, MARK, FAINT = "#0064b4", "#a8431f", "#5c6773"
+"""The colours of every picture: what was measured, what stands out, what stands back."""
 
 
 class MissingPackageError(FlatminError, ImportError):
@@ -51,25 +52,35 @@ def plot_radius(search: RadiusSearch, ax: Axes | None = None) -> Axes:
             "plot_radius(find_sigma(model, loss_fn, batches))."
         )
     if ax is None:
-        ax = _new_axes()
+        ax = new_axes()
     name = {"sigma": "standard deviation of the noise, σ", "rho": "length of the ascent step, ρ"}[search.kind]
     ax.set(xscale="log", yscale="log", xlabel=name, ylabel=f"rise of the loss over {search.clean_loss:.4g}")
     _draw_curve(ax, search)
     _draw_proposal(ax, search)
-    ax.grid(visible=True, which="major", color=_FAINT, alpha=0.2, linewidth=0.6)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, frameon=False)  # above, where it covers nothing
+    finish(ax)
     return ax
 
 
-def _new_axes() -> Axes:
+def finish(ax: Axes, *, columns: int = 2) -> None:
+    """Draw grid and legend as every picture has them, the legend above, where it covers nothing."""
+    ax.grid(visible=True, which="major", color=FAINT, alpha=0.2, linewidth=0.6)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, frameon=False)
+
+
+def new_axes(width: float = 6.0, height: float = 4.0) -> Axes:
+    """Return the axes of a new figure, sizes in inches.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+    """
     try:
         from matplotlib import pyplot as plt  # noqa: PLC0415 (the library does without it until it draws)
     except ImportError as error:
         raise MissingPackageError(
             "plots need matplotlib, which is not installed here. Install it with: pip install 'flatmin[lab]'"
         ) from error
-    return plt.subplots(figsize=(6.0, 4.0), layout="constrained")[1]
+    return plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
 def _draw_curve(ax: Axes, search: RadiusSearch) -> None:
@@ -83,7 +94,7 @@ def _draw_curve(ax: Axes, search: RadiusSearch) -> None:
             radii,
             rises.where(is_seen, float("nan")).numpy(),  # NaN breaks the line
             yerr=search.stderrs.numpy() if search.kind == "sigma" else None,
-            color=_CURVE,
+            color=CURVE,
             marker="o",
             markersize=4,
             linewidth=1.4,
@@ -98,7 +109,7 @@ def _draw_curve(ax: Axes, search: RadiusSearch) -> None:
                 [height] * int(mask.sum()),
                 linestyle="none",
                 marker=marker,
-                color=_FAINT,
+                color=FAINT,
                 clip_on=False,
                 transform=ax.get_xaxis_transform(),
                 label=meaning,
@@ -108,18 +119,18 @@ def _draw_curve(ax: Axes, search: RadiusSearch) -> None:
 def _draw_proposal(ax: Axes, search: RadiusSearch) -> None:
     """Draw the rise that is allowed and, if there is one, the radius that it leads to."""
     ax.axhline(
-        search.tolerance, color=_ALLOWED, linewidth=1.2, linestyle=(0, (5, 2)), label=f"allowed: {search.tolerance:.3g}"
+        search.tolerance, color=MARK, linewidth=1.2, linestyle=(0, (5, 2)), label=f"allowed: {search.tolerance:.3g}"
     )
     if search.is_enclosed:
         symbol = {"sigma": "σ", "rho": "ρ"}[search.kind]
-        ax.axvline(search.value, color=_ALLOWED, linewidth=1, linestyle=(0, (1, 1.5)))
+        ax.axvline(search.value, color=MARK, linewidth=1, linestyle=(0, (1, 1.5)))
         ax.plot(
             search.value,
             search.tolerance,
             linestyle="none",
             marker="D",
             markersize=6,
-            color=_ALLOWED,
+            color=MARK,
             zorder=5,
             label=f"proposal: {symbol} = {search.value:.3g}",
         )

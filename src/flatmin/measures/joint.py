@@ -1,0 +1,236 @@
+"""Everything that is measured of a minimum in one call, sharing what can be shared, and going on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from flatmin.checks import positive, whole
+from flatmin.curvature.eigenvalues import top_eigenvalues
+from flatmin.curvature.journal import Journal
+from flatmin.curvature.layerwise import layerwise
+from flatmin.curvature.operators import Hessian
+from flatmin.curvature.results import TraceEstimate
+from flatmin.curvature.trace import trace as trace_of
+from flatmin.distributed import local
+from flatmin.measures.gap import perturbation_gap
+from flatmin.measures.measurement import KINDS, Measurement, Spent
+from flatmin.measures.records import from_record, to_record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, MutableMapping
+
+    from torch import Tensor, nn
+
+    from flatmin.curvature.data import LossFunction
+    from flatmin.curvature.layerwise import LayerwiseResult
+    from flatmin.curvature.observe import Mode
+    from flatmin.curvature.results import EigenPairs
+
+_GAP_SAMPLES = 100
+_LAYER_PROBES = 32  # fewer do not know their own error
+
+
+class Progress(Protocol):
+    """Told how far a part of a measurement is."""
+
+    def __call__(self, part: str, done: int, total: int | None) -> object:
+        """Take note that ``done`` of ``total`` steps are done; None where nobody knows how many there will be."""
+        ...
+
+
+def measure(
+    model: nn.Module | Callable[..., Any],
+    loss_fn: LossFunction,
+    batches: Iterable[Any],
+    *,
+    trace: bool | Mapping[str, Any] = True,
+    eigenvalues: int = 5,
+    density: bool | Mapping[str, Any] = True,
+    layers: bool = True,
+    gap: float | None = None,
+    rtol: float = 0.02,
+    seed: int = 0,
+    mode: Mode = "eval",
+    parameters: Mapping[str, Tensor] | None = None,
+    memory: int | None = None,
+    progress: Progress | None = None,
+    store: MutableMapping[str, Any] | None = None,
+) -> Measurement:
+    """Measure trace, eigenvalues, spectral density, layer shares and gap at once.
+
+    What is shared: the graphs of the batches, which are kept for all parts; what the layers' traces are made of, which
+    are summed up where that gives the trace to ``rtol`` (exactly, for piecewise-linear networks); and where the trace
+    takes a Krylov space of its own, the eigenvalues that come out of it.
+
+    With a ``store`` what was computed is kept in it, every part when it is done and every product before: interrupted
+    and called again with the same settings, weights and data, it goes on where it was and gives the same numbers.
+
+    Args:
+        model: The model, or a function of (parameters, inputs).
+        loss_fn: ``loss_fn(model(inputs), targets)``, or ``loss_fn(output, batch)`` for batches that are mappings; the
+            mean over the examples of the batch.
+        batches: A ``DataLoader``, a list, or another re-iterable of (inputs, targets) or of mappings.
+        trace: Whether to measure the trace; or options of :func:`~flatmin.curvature.trace` instead of True.
+        eigenvalues: How many of the largest magnitude; 0 for none.
+        density: Whether to measure the density; or options of ``spectral_density`` instead of True.
+        layers: Whether to measure the trace of each parameter's block.
+        gap: Standard deviation σ of the noise whose gap is measured, in units of the weights; None for no gap.
+        rtol: Relative standard error of the trace to reach.
+        seed: Seed of everything random.
+        mode: ``"eval"``: every module in evaluation mode; ``"current"``: as it stands.
+        parameters: Where to measure, by name, for a model that is a function.
+        memory: Bytes for the graphs that are kept; see :class:`~flatmin.curvature.operators.RiskOperator`.
+        progress: Told how far each part is.
+        store: A mapping to keep things in, such as a dict or one that writes files.
+
+    Returns:
+        The numbers, with their errors and what each part cost.
+
+    Raises:
+        ArgumentError: An argument is out of range, or no parameter requires gradients.
+        ArgumentTypeError: An argument is of the wrong kind.
+        DataError: The data are empty, change between passes, or have an unknown form.
+        NonFiniteError: A loss, a weight or a product is NaN or infinite.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Linear(3, 1, bias=False)
+        >>> found = measure(model, nn.functional.mse_loss, [(torch.eye(3), torch.zeros(3, 1))], eigenvalues=1,
+        ...                 density=False)
+        >>> round(found.trace.value, 4), [round(x, 4) for x in found.eigenvalues.values.tolist()]
+        (2.0, [0.6667])
+    """
+    whole("eigenvalues", eigenvalues, minimum=0, hint="It is the number of eigenvalues; 0 for none.")
+    whole("seed", seed, minimum=0, hint="It is the seed of everything random.")
+    positive("rtol", rtol, hint="It is the relative standard error of the trace to reach, such as 0.02.")
+    if gap is not None:
+        positive("gap", gap, hint="It is the standard deviation of the noise; None measures no gap.")
+    H = Hessian(model, loss_fn, batches, mode=mode, parameters=parameters, memory=memory)
+    with H.session():
+        work = _Work(H, store, progress)
+        found: dict[str, Any] = {}
+        k = min(eigenvalues, H.shape[0])
+        if layers:
+            settings = {"num_matvecs": _LAYER_PROBES, "seed": seed}
+            found["layers"] = work.part("layers", settings, lambda: layerwise(trace_of, H, **settings))
+        if trace:
+            options = {"rtol": rtol, "seed": seed, "k": k, **(trace if not isinstance(trace, bool) else {})}
+            known = None if not layers or not isinstance(trace, bool) else _sum_of(found["layers"], rtol)
+            found["trace"] = known or work.part("trace", options, lambda: trace_of(H, **options))
+        if k:
+            settings = {"k": k, "seed": seed}
+            known = _first(found["trace"].eigenvalues, k) if trace else None
+            found["eigenvalues"] = known or work.part("eigenvalues", settings, lambda: top_eigenvalues(H, **settings))
+    if gap is not None:
+        sigma = gap
+        settings = {"sigma": sigma, "num_samples": _GAP_SAMPLES, "seed": seed, "mode": mode}
+        compute = lambda: perturbation_gap(H.risk.model, loss_fn, batches, **settings)  # noqa: E731
+        found["gap"] = work.part("gap", settings, compute, extra=(2 * _GAP_SAMPLES + 1) / 3)
+    return Measurement(
+        loss=work.loss,
+        num_examples=H.risk.num_examples or 0,
+        num_parameters=H.shape[0],
+        spent=work.spent,
+        **found,
+    )
+
+
+def _sum_of(layers: LayerwiseResult, rtol: float) -> TraceEstimate | None:
+    """Return the trace that the layers add up to, if it is known well enough."""
+    whole = layers.whole
+    if whole is None or not whole.stderr <= rtol * abs(whole.value):
+        return None
+    rows = [None if layer.estimate is None else layer.estimate.samples for layer in layers]
+    lengths = {len(samples) for samples in rows if samples is not None}
+    samples = None
+    if len(lengths) == 1:  # common probes: what they say of all layers adds up, probe by probe
+        samples = sum((torch.as_tensor(s) for s in rows if s is not None), torch.zeros(*lengths, dtype=torch.float64))
+        samples += whole.value - samples.mean()
+    return TraceEstimate(
+        value=whole.value,
+        stderr=whole.stderr,
+        samples=samples,
+        method="exact" if whole.stderr == 0 else "sum of the layers",
+        reason="the traces of the layers add up to it",
+        num_matvecs=layers.num_matvecs,
+        gradients=layers.gradients,
+        seed=layers.seed,
+        route=layers.route,
+    )
+
+
+def _first(pairs: EigenPairs | None, k: int) -> EigenPairs | None:
+    """Return the first ``k`` pairs, if there are so many."""
+    if pairs is None or len(pairs) < k:
+        return None
+    return replace(
+        pairs,
+        values=pairs.values[:k],
+        vectors=pairs.vectors[:, :k],
+        residuals=pairs.residuals[:k],
+        errors=pairs.errors[:k],
+    )
+
+
+class _Work:
+    """Does parts of a measurement that are not done yet, and keeps them."""
+
+    def __init__(self, H: Hessian, store: MutableMapping[str, Any] | None, progress: Progress | None) -> None:
+        self._H, self._store, self._progress = H, store, progress
+        self.spent: dict[str, Spent] = {}
+        with H.risk.observed():
+            H.risk.check_weights()
+            self.loss = H.risk.mean()
+        self._place = "" if store is None else _digest(H, self.loss)
+
+    def part(self, name: str, settings: Mapping[str, Any], compute: Callable[[], Any], *, extra: float = 0.0) -> Any:
+        """Return a part from the store, or do it.
+
+        Args:
+            name: What it is called.
+            settings: What it depends on, beside the weights and the data.
+            compute: Does it.
+            extra: What it spends, in gradients, without the Hessian's account knowing.
+        """
+        key = f"{name}-{self._key(name, settings)}"
+        stored = None if self._store is None else self._store.get(key)
+        if stored is not None:
+            self.spent[name] = Spent(*stored["spent"])
+            self._report(name, 1, 1)
+            return from_record(stored["result"], KINDS)
+        journal = Journal(self._store, f"products-{key}", watch=lambda columns: self._report(name, columns, None))
+        before, begin = self._H.gradients, time.perf_counter()
+        self._report(name, 0, None)
+        with journal.open():
+            result = compute()
+        gradients = self._H.gradients - before + journal.recalled + extra
+        self.spent[name] = Spent(gradients, time.perf_counter() - begin)
+        if self._store is not None:
+            self._store[key] = {"result": to_record(result), "spent": list(self.spent[name])}
+            journal.forget()
+        self._report(name, max(journal.columns, 1), max(journal.columns, 1))
+        return result
+
+    def _report(self, part: str, done: int, total: int | None) -> None:
+        if self._progress is not None:
+            self._progress(part, done, total)
+
+    def _key(self, name: str, settings: Mapping[str, Any]) -> str:
+        text = json.dumps([name, dict(settings), self._place], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _digest(H: Hessian, loss: float) -> str:
+    """Return what tells one measurement from another: the weights, the buffers, the loss and the number of examples."""
+    digest = hashlib.sha256(f"{loss!r} {H.risk.num_examples}".encode())
+    for name, tensor in H.risk.model.state_dict(keep_vars=True).items():
+        values = local(tensor.detach()).contiguous().cpu()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,272 @@
+"""One model measured: its weights and its examples found, measured, and kept with all that is needed to do it again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+from pydantic import Field
+
+from flatmin.errors import ArgumentError, FlatminError
+from flatmin.measures.joint import measure
+from flatmin.measures.measurement import Measurement
+from flatmin_lab.data.examples import Examples, Wanted, load_examples
+from flatmin_lab.environment import environment
+from flatmin_lab.errors import StoreError
+from flatmin_lab.files import explained, write_whole
+from flatmin_lab.lock import FolderLock
+from flatmin_lab.models.loading import Subject, load_subject
+from flatmin_lab.run import usable_device
+from flatmin_lab.shelf import Shelf
+from flatmin_lab.spec import Value
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flatmin.measures.joint import Progress
+
+RECORD = "measurement.json"
+"""The file of a folder that holds everything that was measured."""
+
+_PARTS = "parts"
+
+
+class MeasureSpec(Value):
+    """What ``flatmin measure`` was asked for."""
+
+    weights: str = Field(description="file or folder, as it was named")
+    model: str = "auto"
+    head_seed: int | None = Field(default=None, description="seed of the head of a transformer that has none")
+    data: str | None = Field(default=None, description="a key of DATA; None for that which goes with the model")
+    split: Literal["train", "test"] = "train"
+    examples: int = 512
+    batch_size: int = 128
+    trace: bool = True
+    eigenvalues: int = Field(default=5, description="how many; 0 for none")
+    density: bool = True
+    layers: bool = True
+    gap: float | None = Field(default=None, description="sigma of the noise; None for no gap")
+    rtol: float = Field(default=0.02, description="relative standard error of the trace to reach")
+    seed: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A measurement with what it was made of; all that a report needs.
+
+    Attributes:
+        spec: What was asked for, the data set named.
+        kind: The network, as :class:`~flatmin_lab.models.loading.Subject` has it.
+        digest: Of its weights.
+        notes: What a reader of the numbers must know.
+        accuracy: Share of the examples that are classified rightly.
+        available: Examples of the split from which those measured were taken.
+        measurement: The numbers.
+        environment: Machine and software.
+    """
+
+    spec: MeasureSpec
+    kind: str
+    digest: str
+    notes: tuple[str, ...]
+    accuracy: float
+    available: int
+    measurement: Measurement
+    environment: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as strict JSON has it."""
+        return {
+            "spec": self.spec.model_dump(mode="json"),
+            "model": {"kind": self.kind, "digest": self.digest, "notes": list(self.notes)},
+            "accuracy": self.accuracy,
+            "available": self.available,
+            "measurement": self.measurement.to_dict(),
+            "environment": self.environment,
+        }
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Sheet:
+        """Return what :meth:`to_dict` was called on."""
+        model = record["model"]
+        return cls(
+            spec=MeasureSpec.model_validate(record["spec"]),
+            kind=model["kind"],
+            digest=model["digest"],
+            notes=tuple(model["notes"]),
+            accuracy=record["accuracy"],
+            available=record["available"],
+            measurement=Measurement.from_dict(record["measurement"]),
+            environment=record["environment"],
+        )
+
+
+def load_sheet(folder: Path) -> Sheet:
+    """Read what was measured into a folder.
+
+    Raises:
+        StoreError: There is nothing, or it cannot be read.
+    """
+    path = folder / RECORD
+    with explained(path, "read"):
+        try:
+            return Sheet.from_dict(json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            raise StoreError(
+                f"{folder} holds no finished measurement: there is no {RECORD} in it. Likely cause: it was "
+                "interrupted. Give the same `flatmin measure` again."
+            ) from None
+        except (KeyError, ValueError, TypeError, FlatminError) as error:
+            raise StoreError(
+                f"{path} cannot be read ({type(error).__name__}). Likely cause: it was edited, or written by another "
+                "version of flatmin. Delete it and measure again; finished parts are kept."
+            ) from error
+
+
+class Measuring:
+    """A folder while something is measured into it.
+
+    Args:
+        folder: New, empty, or that of an earlier measurement.
+        note: Told in one line about everything unusual.
+
+    Raises:
+        LockedError: On entering, where another process works in the folder.
+        StoreError: On entering, where the folder holds something else or cannot be written.
+    """
+
+    def __init__(self, folder: Path, note: Callable[[str], object] = lambda _: None) -> None:
+        self.folder = folder
+        self._note = note
+        self._lock = FolderLock(folder)
+
+    def __enter__(self) -> Self:
+        with explained(self.folder, "write"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            names = {path.name for path in self.folder.iterdir()} - {".lock"}
+            if names and not names & {RECORD, _PARTS}:
+                raise StoreError(
+                    f"{self.folder} holds other files ({', '.join(sorted(names)[:3])}, ...) and no measurement. Likely "
+                    "cause: another folder was meant. Choose a new or empty folder with --out."
+                )
+            self._lock.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def run(self, spec: MeasureSpec, subject: Subject, examples: Examples, progress: Progress | None = None) -> Sheet:
+        """Measure what is not yet measured, and keep it.
+
+        Args:
+            spec: What is asked for.
+            subject: The model.
+            examples: What to measure it on.
+            progress: Told how far each part is.
+
+        Returns:
+            The numbers.
+
+        Raises:
+            FlatminError: Something cannot be measured; the message says why.
+        """
+        device = usable_device(spec.device)
+        model = subject.model.to(device)
+        measurement = measure(
+            model,
+            examples.loss_fn,
+            examples.batches,
+            trace=spec.trace,
+            eigenvalues=spec.eigenvalues,
+            density=spec.density,
+            layers=spec.layers,
+            gap=spec.gap,
+            rtol=spec.rtol,
+            seed=spec.seed,
+            progress=progress,
+            store=Shelf(self.folder / _PARTS, self._note),
+        )
+        sheet = Sheet(
+            spec=spec,
+            kind=subject.kind,
+            digest=subject.digest,
+            notes=subject.notes,
+            accuracy=_accuracy(model, examples, device),
+            available=examples.available,
+            measurement=measurement,
+            environment=environment(),
+        )
+        write_whole(self.folder / RECORD, json.dumps(sheet.to_dict(), indent=1, allow_nan=False).encode())
+        return sheet
+
+
+def prepare(spec: MeasureSpec, root: Path | None) -> tuple[MeasureSpec, Subject, Examples]:
+    """Load the model and the examples that ``spec`` names.
+
+    Args:
+        spec: What is asked for.
+        root: The data root; None for that of the environment.
+
+    Returns:
+        The specification with the data set named, the model, the examples.
+
+    Raises:
+        FlatminError: One of them is not there or does not fit.
+    """
+    if not (spec.trace or spec.eigenvalues or spec.density or spec.layers or spec.gap is not None):
+        raise ArgumentError(
+            "nothing was asked for. Name one or more of --trace, --eigenvalues, --density, --layers, --gap."
+        )
+    usable_device(spec.device)
+    subject = load_subject(Path(spec.weights), kind=spec.model, head_seed=spec.head_seed)
+    data = spec.data or subject.data
+    wanted = Wanted(data, spec.split, spec.examples, spec.batch_size, root, subject.seed)
+    examples = load_examples(wanted, subject.tokenizer)
+    _check_fit(subject, examples, data)
+    return spec.model_copy(update={"data": data}), subject, examples
+
+
+def folder_for(spec: MeasureSpec) -> Path:
+    """Return where a measurement goes if nothing else is said: a folder called after the weights."""
+    path = Path(spec.weights).resolve()
+    names = path.parts[-3:] if (path / "spec.json").is_file() else (path.stem if path.is_file() else path.name,)
+    return Path("runs/measure") / "-".join(names)
+
+
+@torch.no_grad()
+def _accuracy(model: torch.nn.Module, examples: Examples, device: torch.device) -> float:
+    hits = 0
+    for batch in examples.batches:
+        logits, targets = _predicted(model, batch, device)
+        hits += int((logits.argmax(dim=1).cpu() == targets).sum())
+    return hits / examples.count
+
+
+def _predicted(model: torch.nn.Module, batch: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    if isinstance(batch, dict):
+        inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+        return model(**inputs).logits, batch["labels"]
+    return model(batch[0].to(device)), batch[1]
+
+
+@torch.no_grad()
+def _check_fit(subject: Subject, examples: Examples, data: str) -> None:
+    """Raise ArgumentError where the model cannot read the examples."""
+    try:
+        logits, targets = _predicted(subject.model, examples.batches[0], torch.device("cpu"))
+        classes = logits.shape[1]
+    except (RuntimeError, IndexError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ArgumentError(
+            f"data is {data!r}, but the {subject.kind} cannot read these examples: {first_line}. Choose other data "
+            "with --data."
+        ) from error
+    if int(targets.max()) >= classes:
+        raise ArgumentError(
+            f"data is {data!r}, which has a class {int(targets.max())}, but the {subject.kind} knows {classes} "
+            "classes, counted from 0. Choose other data with --data."
+        )
