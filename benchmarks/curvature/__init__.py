@@ -1,0 +1,1 @@
+"""What it costs to measure curvature, with flatmin and with its peers."""
