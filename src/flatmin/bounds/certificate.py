@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from flatmin.bounds.monte_carlo import PosteriorRisk
 
 
+_NOTHING = 0.995
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Certificate:
     """An upper bound on the expected loss on new data, which holds with probability ``1 - delta``.
@@ -47,8 +50,8 @@ class Certificate:
 
     @property
     def vacuous(self) -> bool:
-        """Whether it says nothing, since no loss exceeds 1."""
-        return self.risk >= 1.0
+        """Whether it says nothing: no loss exceeds 1, and to two digits the bound is no less."""
+        return self.risk >= _NOTHING
 
     @property
     def terms(self) -> dict[str, float]:
@@ -72,7 +75,7 @@ class Certificate:
             f"With probability {1 - self.delta:.4g}, {whom} have on new examples an expected loss ({self.loss}) of at "
             f"most {min(self.risk, 1.0):.4g}."
             if not self.vacuous
-            else f"Vacuous: no bound below 1 for the loss ({self.loss}) of {whom}; KL is too large for n."
+            else f"Vacuous: the bound is {min(self.risk, 1.0):.4g} for the loss ({self.loss}) of {whom}; KL is too large for n."
         )
         searched = f", of {self.num_searched} posteriors searched" if self.num_searched > 1 else ""
         draws = "1 draw" if self.single_draw else f"{self.empirical.num_draws} draws"

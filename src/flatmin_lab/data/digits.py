@@ -54,10 +54,27 @@ def digits_noisy(seed: int) -> Splits:
     return _draw(seed, num_train=300, noisy_share=0.3)
 
 
+def digits_all() -> tuple[Split, Split]:
+    """Everything there is: 1,000 images to train on and the 797 test images of every seed.
+
+    Example:
+        >>> [len(split) for split in digits_all()]
+        [1000, 797]
+    """
+    inputs, targets = _scans()
+    test, rest = _parts(len(targets))
+    return Split(inputs[rest], targets[rest]), Split(inputs[test], targets[test])
+
+
+def _parts(count: int) -> tuple[Tensor, Tensor]:
+    """Return the indices of the test images and of the others."""
+    order = torch.randperm(count, generator=generator(0, "digits: test split"))
+    return order[:NUM_TEST], order[NUM_TEST:]
+
+
 def _draw(seed: int, *, num_train: int, noisy_share: float) -> Splits:
     inputs, targets = _scans()
-    order = torch.randperm(len(targets), generator=generator(0, "digits: test split"))
-    test, rest = order[:NUM_TEST], order[NUM_TEST:]
+    test, rest = _parts(len(targets))
     drawn = rest[torch.randperm(len(rest), generator=generator(seed, "digits: splits"))]
     # Validation from the far end: the training images of the small task are among those of the large one.
     train, validation = drawn[:num_train], drawn[-NUM_VALIDATION:]

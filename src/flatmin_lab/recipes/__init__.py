@@ -1,0 +1,1 @@
+"""Recipes: whole experiments from data to result, each by name."""
