@@ -1,36 +1,86 @@
-"""Which way is cheapest, judged by a few products that are kept."""
+"""Which way is cheapest: the rule."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from flatmin.curvature.trace.deflated import PROBES, by_deflation
+from flatmin.curvature.eigenvalues import top_eigenvalues
+from flatmin.curvature.krylov import Krylov
+from flatmin.curvature.operators.hessian import Hessian
+from flatmin.curvature.trace.control import control, outlook
 from flatmin.curvature.trace.hutchinson import all_columns, hutchinson
-from flatmin.curvature.trace.pilot import Pilot
-from flatmin.curvature.trace.symmetry import asymmetric
+from flatmin.curvature.trace.plan import FEW, LEAST, by_pilot, first_probes
 
 if TYPE_CHECKING:
     from flatmin.curvature.results import TraceEstimate
     from flatmin.curvature.trace.setup import Setup
 
-_FEW = 12  # products that are not worth a space
+_BUILD, _PRODUCT = 1.0, 2.0  # gradients, before anything is measured
+_AT_ONCE = _BUILD + 8 * _PRODUCT  # what any way by probes costs
+_SEVERAL = _BUILD + 4 * _PRODUCT
 
 
 def automatic(setup: Setup) -> TraceEstimate:
-    """Return the trace by the way that a pilot finds cheapest."""
-    A, goal = setup.A, setup.goal
-    if A.d <= setup.left and (not goal.asked or A.d <= 2 * _FEW):
+    r"""Return the trace by the way that is expected to be cheapest.
+
+    1. For a :class:`Hessian`, the first batch is looked at. If the network is piecewise linear in each parameter and
+       the Gauss-Newton trace can be had exactly within the budget, that is the trace.
+    2. As many products as dimensions give the trace itself: so it is done where the budget is spent in any case, and in
+       at most 24 dimensions.
+    3. For a :class:`Hessian` that is not piecewise linear, the exact Gauss-Newton part is taken at once if it costs no
+       more than eight products and a third of the budget; probes then see only H - GGN. If it costs more, four probes
+       come first, and it is taken if with eight probes of H - GGN it costs less than half of what plain probes of H
+       are then expected to.
+    4. Else the four probes decide between plain probes, if another dozen are expected to do, and deflation, which goes
+       on as far as it pays. For a :class:`Hessian` the four probes are repeated by forward passes; if the two agree
+       well enough, forward passes take the place of products for the probes to come.
+
+    XTrace and Hutch++ are never chosen: the Krylov space takes one product a dimension where a sketch takes two, and
+    catches outliers in fewer dimensions. Where eigenvalues are asked for as well, their Krylov space is there in any
+    case, so that deflation follows unless the trace is exact.
+    """
+    if type(setup.A.operator) is Hessian:
+        return _of_hessian(setup, setup.A.operator)
+    if _few_dimensions(setup):
         return all_columns(setup)
-    if setup.left < 6:
-        return hutchinson(setup, reason="fewer than 6 products leave none to look around with")
-    pilot = Pilot(setup, min(PROBES, setup.left // 3))
-    plain = pilot.plain()
-    expected = setup.expected(plain)
-    if asymmetric(pilot.across):
-        reason = "the operator is not symmetric"
-    elif goal.asked and expected <= _FEW:
-        reason = f"{expected:.0f} more probes are expected to do"
-    else:
-        return by_deflation(setup, pilot)
-    converged = plain.run(goal, most=len(plain.forms) + setup.left, width=setup.width)
-    return setup.estimate(plain, converged=converged, method="hutchinson", reason=reason)
+    if setup.left < LEAST:
+        return hutchinson(setup, reason=f"fewer than {LEAST} products leave none to look around with")
+    return by_pilot(setup, first_probes(setup))
+
+
+def _few_dimensions(setup: Setup) -> bool:
+    d = setup.A.d
+    return d <= setup.left and not setup.k and (not setup.goal.asked or d <= 2 * FEW)
+
+
+def _of_hessian(setup: Setup, H: Hessian) -> TraceEstimate:
+    goal, seen = setup.goal, outlook(H)
+    setup.limit, setup.price = _BUILD + _PRODUCT * goal.budget, _PRODUCT
+    if seen is not None and seen.exact and not seen.curved and seen.price <= setup.limit:
+        return _with_eigenvalues(setup)
+    if _few_dimensions(setup):
+        return all_columns(setup)
+    if seen is not None and not setup.k and seen.price <= min(_AT_ONCE, (setup.limit - _SEVERAL) / 2):
+        return control(setup, f"the Gauss-Newton part costs {seen.price:.2g} gradients, less than eight products")
+    if setup.left < LEAST:
+        return hutchinson(setup, reason=f"fewer than {LEAST} products leave none to look around with")
+    pilot = first_probes(setup)
+    setup.limit = pilot.build + pilot.price * goal.budget
+    if seen is not None and seen.exact and not setup.k:
+        whole = pilot.price * (setup.expected(pilot.plain()) if goal.asked else setup.left)
+        if seen.price + _AT_ONCE < whole / 2:
+            told = (
+                f"where plain probes are expected to cost {whole:.0f}"
+                if goal.asked
+                else f"of {whole:.0f} that are left"
+            )
+            return control(setup, f"the Gauss-Newton part costs {seen.price:.2g} gradients, {told}")
+    return by_pilot(setup, pilot, differences=True)
+
+
+def _with_eigenvalues(setup: Setup) -> TraceEstimate:
+    if not setup.k:
+        return control(setup)
+    pairs = top_eigenvalues(Krylov(setup.A, seed=setup.probes.seed), setup.k, max_matvecs=max(setup.k, setup.left))
+    return replace(control(setup), eigenvalues=pairs)

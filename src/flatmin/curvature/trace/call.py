@@ -8,7 +8,9 @@ from flatmin.checks import choice, positive, whole
 from flatmin.curvature.counted import Counted
 from flatmin.curvature.draws import block_width
 from flatmin.curvature.trace.automatic import automatic
+from flatmin.curvature.trace.control import control
 from flatmin.curvature.trace.deflated import deflated
+from flatmin.curvature.trace.forward import forward
 from flatmin.curvature.trace.hutchinson import hutchinson
 from flatmin.curvature.trace.probes import Law, Probes
 from flatmin.curvature.trace.sampling import Goal
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from flatmin.curvature.operators import LinearOperator
     from flatmin.curvature.results import TraceEstimate
 
-Method = Literal["auto", "hutchinson", "hutch++", "xtrace", "deflated"]
+Method = Literal["auto", "hutchinson", "hutch++", "xtrace", "deflated", "control", "forward"]
 
 _METHODS: dict[str, Callable[[Setup], TraceEstimate]] = {
     "auto": automatic,
@@ -30,6 +32,8 @@ _METHODS: dict[str, Callable[[Setup], TraceEstimate]] = {
     "hutch++": hutchpp,
     "xtrace": xtrace,
     "deflated": deflated,
+    "control": control,
+    "forward": forward,
 }
 _FIXED_BUDGET, _TOLERANCE_BUDGET = 100, 10_000
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from flatmin.curvature.counted import Counted
     from flatmin.curvature.trace.setup import Setup
 
+    Remove = Callable[[Tensor], object]  # projects rows, in place
+
 
 def complement_samples(setup: Setup, remove: Callable[[Tensor], object], *, dimension: int, inside: float) -> Samples:
     r"""Return samples of :math:`\operatorname{tr} A = \operatorname{tr} V^\top AV + \mathbb E[z^\top PAP z]`.

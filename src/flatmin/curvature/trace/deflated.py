@@ -19,7 +19,10 @@ from flatmin.curvature.trace.sampling import SMALL_SAMPLE
 from flatmin.curvature.trace.symmetry import check_symmetric
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flatmin.curvature.results import EigenPairs, TraceEstimate
+    from flatmin.curvature.trace.complement import Remove
     from flatmin.curvature.trace.sampling import Samples
     from flatmin.curvature.trace.setup import Setup
 
@@ -42,7 +45,7 @@ def deflated(setup: Setup) -> TraceEstimate:
     How far V grows: four probes come first, whose products are kept and give samples of any complement without another
     product. They estimate ‖PAP‖_F² and thereby the number of probes that would still be needed (or, without a
     tolerance, the error that the rest of the budget would leave). V grows until the expected total has not fallen for
-    five products, or for half of its dimension. Probes continue where the first four ended. That these also chose the
+    five products, or for half of its dimension. Probes continue where the first four ended. That these also choose the
     dimension of V biases the estimate by no more than a small part of its error.
 
     Memory: a vector for each dimension of V, and eight.
@@ -56,20 +59,36 @@ def deflated(setup: Setup) -> TraceEstimate:
         return hutchinson(setup, reason="fewer than 6 products leave none for a space")
     pilot = Pilot(setup, min(PROBES, setup.left // 3))
     check_symmetric(pilot.across)
-    return by_deflation(setup, pilot)
+    return by_deflation(setup, pilot, [])
 
 
-def by_deflation(setup: Setup, pilot: Pilot, reason: str = "") -> TraceEstimate:
-    """Return the estimate whose first samples are those of ``pilot``."""
+def by_deflation(
+    setup: Setup, pilot: Pilot, why: list[str], cheaper: Callable[[Samples, int, Remove], Samples] | None = None
+) -> TraceEstimate:
+    """Return the estimate whose first samples are those of ``pilot``.
+
+    Args:
+        setup: What is asked for.
+        pilot: The first probes.
+        why: Why deflation was chosen.
+        cheaper: Makes samples of a complement into some that cost ``setup.sample_price``.
+    """
     space, samples, told = _grown(setup, pilot)
+    if setup.goal.asked and setup.A.d <= setup.left and setup.A.d < setup.expected(samples):
+        return all_columns(setup)
+    found: Samples | float = samples.offset
     converged = True
     if space.size < setup.A.d:
-        most = len(samples.forms) + setup.left
-        converged = samples.run(setup.goal, most=most, width=setup.width)
-    reason = f"{reason}; {told}" if reason else told
-    found: Samples | float = samples if space.size < setup.A.d else samples.offset
+        if cheaper is not None:
+            samples = cheaper(samples, setup.A.d - space.size, lambda rows: space.remove(rows.T))
+        most = len(samples.forms) + setup.samples_left
+        found, converged = samples, samples.run(setup.goal, most=most, width=setup.width)
     return setup.estimate(
-        found, converged=converged, method="deflated", reason=reason, eigenvalues=_eigenvalues(setup, space)
+        found,
+        converged=converged,
+        method="deflated",
+        reason="; ".join([*why, told]),
+        eigenvalues=_eigenvalues(setup, space),
     )
 
 
@@ -83,7 +102,7 @@ def _grown(setup: Setup, pilot: Pilot) -> tuple[Krylov, Samples, str]:
     expected = {0: first}
     while True:
         samples = pilot.deflated(space)
-        expected[space.size] = setup.expected(samples)
+        expected[space.size] = setup.expected(samples) + (space.size if setup.goal.asked else 0)
         if space.size >= most or not space.num_next or (setup.rank is None and _enough(setup, expected, samples)):
             break
         target = min(most, space.size + max(2, space.size // 4))
@@ -97,7 +116,7 @@ def _enough(setup: Setup, expected: dict[int, float], samples: Samples) -> bool:
     size = max(expected)
     if setup.goal.asked and setup.needed(samples) <= SMALL_SAMPLE:
         return True
-    patience = max(_PATIENCE, size // 2)
+    patience = max(min(_PATIENCE, setup.goal.budget // 4), size // 2)
     before = [value for m, value in expected.items() if m <= size - patience]
     recent = [value for m, value in expected.items() if m > size - patience]
     return bool(before) and min(recent) >= min(before)
@@ -108,7 +127,7 @@ def _told(setup: Setup, expected: dict[int, float]) -> str:
     if not setup.goal.asked:
         gain = math.sqrt(first / last) if last else math.inf
         return f"for an error expected to be {gain:.2g} times smaller"
-    return f"after which about {last:.0f} products are expected to do, and {first:.0f} were before"
+    return f"by which the products still to come are expected to fall from {first:.0f} to {last - max(expected):.0f}"
 
 
 def _eigenvalues(setup: Setup, space: Krylov) -> EigenPairs | None:

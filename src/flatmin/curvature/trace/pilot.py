@@ -34,17 +34,31 @@ class Pilot:
     Attributes:
         forms: z'Az.
         across: zᵢ'Azⱼ, (n, n).
+        price: Gradients that a product costs, 1 for operators that do not count.
+        build: What the first one cost beyond that.
     """
 
     def __init__(self, setup: Setup, count: int) -> None:
         self._setup = setup
         self._rows = setup.probes.block(setup.A, 0, count).T
-        self._images = images_of(setup.A, self._rows)
+        before = self._gradients()
+        first = images_of(setup.A, self._rows[:1])
+        between = self._gradients()
+        self._images = torch.cat([first, images_of(setup.A, self._rows[1:])])
+        self.price = (self._gradients() - between) / (count - 1) if between else 1.0
+        self.build = max(0.0, between - before - self.price)
         self.across = inner(self._rows, self._images).cpu()
         self.forms = dots(self._rows, self._images)
         self._energies = norms(self._images).square().cpu()
         empty = torch.zeros(0, count, dtype=self.forms.dtype)
         self._inside, self._inside_images = empty, empty
+
+    def _gradients(self) -> float:
+        return self._setup.A.cost()["gradients"] or 0.0
+
+    def rows(self, dimension: int) -> Tensor:
+        """Return the probes as they are now, (n, d): of the complement, which has this dimension."""
+        return self._setup.probes.fitted_(self._rows.T.clone(), dimension).T
 
     def plain(self) -> Samples:
         """Return the samples of the whole trace that begin with these."""

@@ -57,12 +57,12 @@ class Samples:
     r"""Samples of what is left of a trace beside its known part.
 
     The standard error of n samples is their deviation over √n, which few samples know badly: eight of a skewed law
-    are alike by accident too often, and a rule that stops when they are stops at the wrong moments. So (1) 32 are needed
-    before it decides alone, or 8 if a third of the error would do; where the variance that the squared lengths of the
-    images predict, which is known many times better, agrees, 8 are needed, or 4 if half the error would do; (2) what
-    has to be reached is a 95 % interval of Student's law as short as a normal one with the standard error asked for,
-    so that few samples need a smaller deviation; (3) the number of samples at the next look is set in advance, at 0.9
-    of what seems needed.
+    are alike by accident too often, and a rule that stops when they are stops at the wrong moments. So (1) it decides
+    alone from 32 samples on, or from 8 if the error is a third of what was asked for; where the variance that the
+    squared lengths of the images predict agrees, which is known many times better, from 8 on, or from 4 if the error
+    is half; (2) what has to be reached is a 95 % interval of Student's law as short as a normal one with the standard
+    error asked for, so that few samples need a smaller deviation; (3) the number of samples at the next look is set in
+    advance, at 0.9 of what seems needed.
 
     Args:
         draw: Returns the samples of the probes with numbers from start up to stop.
@@ -87,7 +87,7 @@ class Samples:
 
     def run(self, goal: Goal, *, most: int, width: int) -> bool:
         """Draw until the goal is reached or there are ``most``; tell whether it was, ``width`` probes at a time."""
-        target = min(most, min(self._margins)) if goal.asked else most
+        target = min(most, *self._margins) if goal.asked else most
         while True:
             while (n := len(self.forms)) < target:
                 self.take(self.draw(n, min(target, n + width)))

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flatmin.curvature.results import TraceEstimate
-from flatmin.curvature.trace.sampling import SMALL_SAMPLE
+from flatmin.curvature.trace.sampling import SMALL_SAMPLE, Samples
 
 if TYPE_CHECKING:
     from flatmin.curvature.counted import Counted
     from flatmin.curvature.results import EigenPairs
     from flatmin.curvature.trace.probes import Probes
-    from flatmin.curvature.trace.sampling import Goal, Samples
+    from flatmin.curvature.trace.sampling import Goal
 
 
 @dataclass
@@ -32,6 +32,7 @@ class Setup:
         accounts: The operators that serve it, the first being the one that was asked about.
         price: Gradients that a product with A costs, where budgets are gradients.
         limit: Gradients that may be spent in all; without it, the budget counts products.
+        sample_price: What a further sample costs, in products.
     """
 
     A: Counted
@@ -45,6 +46,7 @@ class Setup:
     accounts: list[Counted] = field(default_factory=list)
     price: float = 1.0
     limit: float | None = None
+    sample_price: float = 1.0
 
     def __post_init__(self) -> None:
         self.accounts = self.accounts or [self.A]
@@ -60,8 +62,13 @@ class Setup:
     def left(self) -> int:
         """The number of products with A that may still be spent."""
         if self.limit is None:
-            return self.goal.budget - int(self.spent)
+            return max(0, self.goal.budget - int(self.spent))
         return max(0, math.floor((self.limit - self.spent) / self.price + 1e-6))
+
+    @property
+    def samples_left(self) -> int:
+        """The number of samples that may still be drawn."""
+        return int(self.left / self.sample_price)
 
     def needed(self, samples: Samples) -> float:
         """Return the number of samples that the goal is expected to take."""
@@ -75,9 +82,12 @@ class Setup:
         """
         have = len(samples.forms)
         if not self.goal.asked:
-            return samples.expected_variance() / max(1, have + self.left)
-        more = max(self.needed(samples), SMALL_SAMPLE) - have
-        return more if more <= self.left else self.left * self.needed(samples) / max(1, have + self.left)
+            return samples.expected_variance() / max(1, have + self.samples_left)
+        needed = self.needed(samples)
+        more = max(needed, SMALL_SAMPLE) - have
+        if more <= self.samples_left:
+            return more * self.sample_price
+        return self.left * needed / max(1, have + self.samples_left)
 
     def estimate(
         self,
@@ -91,9 +101,9 @@ class Setup:
         """Return the estimate that samples make, or the trace itself, with its cost."""
         costs = [account.cost() for account in self.accounts]
         return TraceEstimate(
-            value=found if isinstance(found, float) else found.value,
-            stderr=self.known_stderr if isinstance(found, float) else found.stderr,
-            samples=None if isinstance(found, float) else found.total,
+            value=found.value if isinstance(found, Samples) else found,
+            stderr=found.stderr if isinstance(found, Samples) else self.known_stderr,
+            samples=found.total if isinstance(found, Samples) else None,
             num_matvecs=sum(cost["num_matvecs"] for cost in costs),
             gradients=costs[0]["gradients"],
             route=", ".join(dict.fromkeys(cost["route"] for cost in costs if cost["route"])),
