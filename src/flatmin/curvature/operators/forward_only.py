@@ -11,11 +11,11 @@ from flatmin.checks import positive, whole
 from flatmin.curvature.memory import available_memory
 from flatmin.curvature.operators.points import Centre, Parts, Points
 from flatmin.curvature.operators.risk_operator import RiskOperator
-from flatmin.curvature.operators.step_control import Step, choose_step
+from flatmin.curvature.operators.step_control import Step, Steps, step_for
 from flatmin.curvature.risk import EmpiricalRisk
 from flatmin.distributed import sum_over_ranks
-from flatmin.errors import ArgumentError, ArgumentTypeError, NonFiniteError
-from flatmin.vectors import accumulation_dtype, has_16_bits
+from flatmin.errors import ArgumentTypeError, NonFiniteError
+from flatmin.vectors import accumulation_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from flatmin.curvature.observe import Mode
 
 _SHARE = 0.25  # of the free memory, for what batches keep between two points
-_LIMIT = 1.0  # a step as long as the weights themselves
-_USELESS = 0.3  # relative error above which 16-bit weights are refused
 
 
 class ForwardOnlyHessian(RiskOperator):
@@ -36,24 +34,23 @@ class ForwardOnlyHessian(RiskOperator):
         + \frac{\partial \ell_n}{\partial z} \cdot \frac{z_+ - 2z + z_-}{h^2}, \qquad z_\pm = z(W \pm hv)
 
     with z the outputs of the model. The loss is differentiated, which is cheap and exact, and the network is not: no
-    graph is recorded. Whatever runs forward can be measured, with the memory of a forward pass: models with fused
-    attention kernels, compiled ones, ones with quantised layers (parameters that require gradients are moved, the rest
-    stays). Outputs are far better conditioned than losses, of whose digits f(W + hv) + f(W - hv) - 2 f(W) cancels
-    nearly all. Losses are what is left where they are no function of the outputs: a penalty on the weights, or a model
-    that returns its loss, as those of transformers do when given labels (let ``loss_fn`` make it from the logits).
-    ``route`` tells.
+    graph is recorded. Whatever runs forward can be measured, with the memory of a forward pass: fused attention,
+    compiled models, quantised layers (parameters that require gradients are moved, the rest stays), and models sharded
+    by FSDP2, over whose ranks the mean is taken. Outputs are far better conditioned than losses, of whose digits
+    f(W + hv) + f(W - hv) - 2 f(W) cancels nearly all. Losses are what is left where they are no function of the
+    outputs: a penalty on the weights, or a model that returns its loss, as those of transformers do when given labels
+    (let ``loss_fn`` make it from the logits). ``route`` tells.
 
     The step is chosen on the first batch, once for each set of parameters that vectors touch and each place in weight
-    space: its length h‖v‖, relative to the norm of those parameters, is where truncation (as h²) and rounding (as
-    1/h²) are as small as each other. About 10⁻² in float32, with an error of a part in a thousand.
+    space: its length h‖v‖, relative to the norm of those parameters, is where truncation, as h², and rounding, as 1/h²,
+    are as small as each other. About 10⁻² in float32, with an error of a part in a thousand.
 
-    **Kinks.** For ReLU and max-pooling, second derivatives are those of the linear pieces, but a difference steps over
-    kinks and sees them: on a CIFAR ResNet-20 it comes out at two to three times the Hessian's trace for any step. It is
-    then the curvature that noise of this size acts on. For the Hessian of such networks take :class:`ForwardOnlyGGN`,
-    whose trace is the Hessian's there.
+    **Kinks.** For ReLU and max-pooling, second derivatives are those of the pieces, but a difference steps over kinks
+    and sees them: on a CIFAR ResNet-20 it gives two to three times the Hessian's trace at any step, the curvature that
+    noise of that size acts on. For the Hessian's trace of such networks take :class:`ForwardOnlyGGN`, whose is the same.
 
-    In units of a gradient: 1/3 for the outputs at W, once a block, and 2/3 a vector. Memory: one copy of the weights,
-    one vector, and what the outputs take.
+    In gradients: 1/3 for the outputs at W, once a block, and 2/3 a vector. Memory: one copy of the weights, one vector,
+    and the outputs.
 
     Args:
         model: As for :class:`RiskOperator`, and so are the attributes and what is left untouched.
@@ -67,8 +64,8 @@ class ForwardOnlyHessian(RiskOperator):
 
     Attributes:
         step: As given; may be set.
-        error: The largest estimated error of a form by truncation and rounding, relative to the size of its two
-            parts; None before the first, or where ``step`` was given.
+        error: The largest estimated error of a form, relative to the size of its two parts; None before the first, or
+            where ``step`` was given.
 
     Raises:
         ArgumentTypeError: A product is asked for.
@@ -110,26 +107,20 @@ class ForwardOnlyHessian(RiskOperator):
     def _set_up(self, risk: EmpiricalRisk, memory: int | None, *args: Any, **options: Any) -> None:
         super()._set_up(risk, memory, *args, **options)
         self.step: float | None = None
-        self._steps: dict[tuple[bool, ...], Step] = {}
+        self._steps = Steps()
         self._place: tuple | None = None
         self._on_losses = False
 
     @property
     def error(self) -> float | None:
         """The largest estimated relative error by the step."""
-        return max((step.error for step in self._steps.values()), default=None) if self.step is None else None
+        return self._steps.error if self.step is None else None
 
     @property
     def route(self) -> str:
         """How forms are computed, by which step, and with what error."""
         what = f"{self._WHAT} of {'losses' if self._on_losses else 'outputs'}, forward passes only"
-        if self.step is not None:
-            return f"{what}, step {self.step:.2g}"
-        sizes = [step.size for step in self._steps.values()]
-        if not sizes:
-            return what
-        span = f"{min(sizes):.2g}" if min(sizes) == max(sizes) else f"{min(sizes):.2g} to {max(sizes):.2g}"
-        return f"{what}, step {span} (error {self.error:.1g})"
+        return what + (str(self._steps) if self.step is None else f", step {self.step:.2g}")
 
     def quadratic_forms(self, block: Tensor) -> Tensor:
         """Return v'Hv for every column v of ``block`` (d, m), shape (m,), summed in float64.
@@ -147,15 +138,14 @@ class ForwardOnlyHessian(RiskOperator):
         if not forms.isfinite().all():
             raise NonFiniteError(
                 f"a quadratic form of the {type(self).__name__} is not finite although loss and weights are: outputs "
-                f"overflow at displaced weights. Choose a smaller step than {self.route.split('step ')[-1]}: H.step = "
-                "1e-3, or measure in float32."
+                f"overflow at displaced weights ({self.route}). Set a smaller step, such as H.step = 1e-3."
             )
         return forms.reshape(block.shape[1:])
 
     def _totals(self, columns: Tensor) -> Tensor:
         """Return the sums of the forms over the examples of this rank, and then the number of these, shape (m + 1,)."""
         if self._place != (place := self.risk.place()):  # other weights: other steps
-            self._place, self._steps = place, {}
+            self._place, self._steps = place, Steps()
         wide = accumulation_dtype(self.device)
         totals = torch.zeros(columns.shape[1] + 1, dtype=wide, device=self.device)
         norms = torch.linalg.vector_norm(columns, dim=0, dtype=wide).tolist()
@@ -187,24 +177,12 @@ class ForwardOnlyHessian(RiskOperator):
         """Choose the step on one batch; on one of each rank where these share the weights, and must move together."""
 
         def evaluate(size: float) -> tuple[float, float]:
-            parts = points.parts([centre], vector, size * unit)
-            outer, functional = sum_over_ranks(lambda: torch.stack(parts), self.risk.groups)
-            return float(self._combine(Parts(outer, functional))), float(
-                self._combine(Parts(outer.abs(), functional.abs()))
-            )
+            parts = torch.stack(points.parts([centre], vector, size * unit))
+            total = sum_over_ranks(lambda: parts, self.risk.groups)
+            return float(self._combine(Parts(*total))), float(self._combine(Parts(*total.abs())))
 
         types = [*(p.dtype for p in self.risk.parameters.values()), *(z.dtype for z in centre.outputs)]
-        coarsest = max(types, key=lambda dtype: torch.finfo(dtype).eps)
-        eps = torch.finfo(coarsest).eps
-        start = eps ** (1 / (2 + self._ROUNDING))
-        step = choose_step(evaluate, start, rounding=self._ROUNDING, enough=eps**0.5, limit=_LIMIT)
-        if not step.error <= _USELESS and has_16_bits(self.risk.parameters.values()):
-            raise ArgumentError(
-                f"weights of {coarsest} are too coarse for differences: at the best step, {step.size:.2g} of their "
-                f"norm, a quadratic form is uncertain by {step.error:.0%}. Measure a copy in float32, "
-                "copy.deepcopy(model).float(), or use Hessian, which takes derivatives."
-            )
-        return step
+        return step_for(types, evaluate, rounding=self._ROUNDING)
 
     def _combine(self, parts: Parts) -> Tensor:
         return parts.outer + parts.functional
@@ -219,8 +197,8 @@ class ForwardOnlyHessian(RiskOperator):
             self.risk.spend(1 / 3, part.size)
             chunk.append(centre)
             used += centre.nbytes
-            if used + centre.nbytes > budget:  # another would not fit; the latest must be among them, whose random
-                yield chunk  # states the next one goes on from
+            if used + centre.nbytes > budget:  # before the next is read, which goes on from this one's random states
+                yield chunk
                 chunk, used = [], 0
         if chunk:
             yield chunk

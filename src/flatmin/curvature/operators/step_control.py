@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
+from flatmin.errors import ArgumentError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 _MOST = 14  # steps that are tried
-_NOISE = 0.3
+_NOISE = 0.3  # relative error above which nothing is known
+_LIMIT = 1.0  # a step as long as the weights themselves
 
 
 class Step(NamedTuple):
@@ -22,6 +28,47 @@ class Step(NamedTuple):
 
     size: float
     error: float
+
+
+class Steps(dict[Hashable, Step]):
+    """Steps by what they are for."""
+
+    @property
+    def error(self) -> float | None:
+        """The largest of their errors; None without any."""
+        return max((step.error for step in self.values()), default=None)
+
+    def __str__(self) -> str:
+        """Show their range and their error, to go on from what they are steps of; nothing without any."""
+        if not self:
+            return ""
+        ends = dict.fromkeys(f"{end({step.size for step in self.values()}):.2g}" for end in (min, max))
+        return f", step {' to '.join(ends)} (error {self.error:.1g})"
+
+
+def step_for(
+    types: Iterable[torch.dtype], evaluate: Callable[[float], tuple[float, float]], *, rounding: float
+) -> Step:
+    """Choose a step, relative to the norm of the weights, for weights and outputs of some types.
+
+    Args:
+        types: Types of the weights and of what is differenced.
+        evaluate: As for :func:`choose_step`.
+        rounding: Likewise.
+
+    Raises:
+        ArgumentError: A type has 16 bits, and is too coarse for any step.
+    """
+    coarsest = max(types, key=lambda dtype: torch.finfo(dtype).eps)
+    eps = torch.finfo(coarsest).eps
+    step = choose_step(evaluate, eps ** (1 / (2 + rounding)), rounding=rounding, enough=eps**0.5, limit=_LIMIT)
+    if not step.error <= _NOISE and coarsest.itemsize < 4:
+        raise ArgumentError(
+            f"numbers of {coarsest} are too coarse for differences: at the best step, {step.size:.2g} of the weights' "
+            f"norm, a quadratic form is uncertain by {step.error:.0%}. Measure a copy in float32, "
+            "copy.deepcopy(model).float(), without autocast, or use Hessian, which takes derivatives."
+        )
+    return step
 
 
 def choose_step(
