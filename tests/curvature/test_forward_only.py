@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from curvature_cases import CASES, case, data, dense_hessian, everything, mlp
-from flatmin.curvature import Hessian
+from flatmin.curvature import Hessian, top_eigenvalues
 from flatmin.curvature.operators import GGN
 from flatmin.curvature.operators.forward_only import ForwardOnlyGGN, ForwardOnlyHessian
 from flatmin.curvature.operators.step_control import choose_step
@@ -184,6 +184,15 @@ def test_trace():
     assert estimate.value == pytest.approx(
         trace(Hessian(model, loss_fn, batches), num_matvecs=24, method="hutchinson").value, rel=1e-5
     )
+
+
+def test_a_trace_asks_for_nothing_but_forms():
+    H = ForwardOnlyHessian(*case("gelu"))
+    for estimate in (trace(H, num_matvecs=20), trace(H, rtol=0.2)):
+        assert estimate.reason == "the operator has quadratic forms and no products"
+        assert abs(estimate.value - 0.9978192824) < 4 * estimate.stderr
+    with pytest.raises(ArgumentTypeError, match="Eigenvalues, densities and diagonals need products"):
+        top_eigenvalues(H, k=1)
 
 
 class Recorded(nn.Module):

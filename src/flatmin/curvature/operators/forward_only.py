@@ -47,7 +47,7 @@ class ForwardOnlyHessian(RiskOperator):
 
     **Kinks.** For ReLU and max-pooling, second derivatives are those of the pieces, but a difference steps over kinks
     and sees them: on a CIFAR ResNet-20 it gives two to three times the Hessian's trace at any step, the curvature that
-    noise of that size acts on. For the Hessian's trace of such networks take :class:`ForwardOnlyGGN`, whose is the same.
+    noise of that size acts on. For the Hessian's trace take :class:`ForwardOnlyGGN` there, whose trace it is.
 
     In gradients: 1/3 for the outputs at W, once a block, and 2/3 a vector. Memory: one copy of the weights, one vector,
     and the outputs.
@@ -114,7 +114,7 @@ class ForwardOnlyHessian(RiskOperator):
     @property
     def error(self) -> float | None:
         """The largest estimated relative error by the step."""
-        return self._steps.error if self.step is None else None
+        return None if self.step else self._steps.error
 
     @property
     def route(self) -> str:

@@ -44,6 +44,8 @@ def automatic(setup: Setup) -> TraceEstimate:
         return _of_hessian(setup, setup.A.operator)
     if _few_dimensions(setup):
         return all_columns(setup)
+    if not getattr(setup.A.operator, "multiplies", True):
+        return hutchinson(setup, reason="the operator has quadratic forms and no products")
     if setup.left < LEAST:
         return hutchinson(setup, reason=f"fewer than {LEAST} products leave none to look around with")
     return by_pilot(setup, first_probes(setup))
