@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from contextlib import AbstractContextManager
+from statistics import median
 from typing import Any
 
 import torch
@@ -17,13 +18,13 @@ _LONG_ENOUGH = 0.05  # seconds of gradients on each side of a run
 
 
 def gradient_seconds(problem: Problem) -> float:
-    """Return what one gradient takes, forward and backward: the least of several, or one where that is long."""
+    """Return what one gradient takes, forward and backward: the median of several, or one where that is long."""
     times: list[float] = []
     while sum(times) < _LONG_ENOUGH:
         start = time.perf_counter()
         torch.autograd.grad(problem.loss(), problem.parameters)
         times.append(time.perf_counter() - start)
-    return min(times)
+    return median(times)
 
 
 def timed(case: Case, problem: Problem, effort: Any, seed: int, lock: AbstractContextManager) -> dict[str, Any]:

@@ -37,9 +37,9 @@ METHOD = """\
   times the timed cost of a product in that method, plus what is done once. **The peers are thus told when to stop.**
   flatmin is not: it is called with `rtol=0.02` and includes its own stop rule, pilot and all; its error is that of its
   results over the seeds that were run.
-- **True values.** Digits: the Hessian itself in float64. ResNets: the trace of the Gauss-Newton matrix from the
-  Jacobian of each example, which is the Hessian's there. GPT-2: 1,500 probes. Eigenvalues: Ritz values of the pool's
-  span, with residuals that bound their error.
+- **True values.** Digits: the Hessian itself, as float32 evaluates it. ResNets: the trace of the Gauss-Newton matrix
+  from the Jacobian of each example, which is the Hessian's there. GPT-2: 1,500 probes. Eigenvalues: ARPACK to 10⁻⁵ on
+  products by two calls of `torch.autograd.grad`. None of it is flatmin's.
 - **Eigenvalues.** Each tool is run with increasing effort (tolerance or steps) until all five are within 10⁻³ of the
   truth; that run alone counts. flatmin is called with its defaults.
 - PyHessian is given all data as one batch and keeps the gradient's graph. curvlinops' data come in batches of 64

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from curvature.peers import HUTCHPP, XTRACE
 from curvature.problems import Problem
-from curvature.reference import DENSE, Pool, PoolOperator, dense, gauss_newton_trace, long_run
+from curvature.reference import DENSE, Pool, PoolOperator, dense, gauss_newton_trace, long_run, top
 
 TARGET = 0.02
 PROBES = {"resnet20": 66, "resnet18": 24, "gpt2": 99}  # in the pool; more cost time and memory
@@ -31,16 +31,16 @@ def study(problem: Problem, cache: Path, lock: AbstractContextManager) -> dict[s
         with lock:
             H = dense(problem)
             values = torch.linalg.eigvalsh(H)
-        trace, stderr, how = float(H.trace()), 0.0, "the Hessian itself, in float64"
+        trace, stderr, how = float(H.trace()), 0.0, "the Hessian itself"
         squared = float((H**2).sum() - (H.diagonal() ** 2).sum())
         eigenvalues, residuals = values[values.abs().argsort(descending=True)[:K]], torch.zeros(K)
         matrix: Matrix = H.float()
-        pool, repetitions = None, 60
+        pool, repetitions = None, 40
     else:
         pool = Pool.at(cache / f"{problem.name}-pool.pt", problem, PROBES[problem.name], lock)
         matrix = PoolOperator(pool)
         with lock:
-            eigenvalues, residuals = matrix.top(K)
+            eigenvalues, residuals = top(cache / f"{problem.name}-top.pt", problem, K)
         if problem.piecewise:
             with lock:
                 trace, stderr = gauss_newton_trace(problem), 0.0
@@ -53,7 +53,7 @@ def study(problem: Problem, cache: Path, lock: AbstractContextManager) -> dict[s
     relative = math.sqrt(2 * squared) / abs(trace)
     needed = {"hutchinson": {"products": (relative / TARGET) ** 2, "how": "variance 2 (‖H‖² − Σ Hᵢᵢ²)"}}
     for name, estimator, parts in (("hutch++", HUTCHPP, 3), ("xtrace", XTRACE, 2)):
-        sizes = _sizes(parts, len(pool) if pool else 40)
+        sizes = _sizes(parts, len(pool) if pool else 48)
         with lock:
             curve = {m: _error(estimator, matrix, pool, m, trace, repetitions) for m in sizes}
         needed[name] = {"curve": curve, **_crossing(curve)}
