@@ -1,4 +1,4 @@
-"""What the graph tells is tried on two examples before it is believed."""
+"""What the graph tells is tried on a few examples before it is believed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 _TRIED = 2  # parameters whose second derivative is looked at
 
 
-def few(batch: Any, size: int, count: int = 2) -> Any:
+def few(batch: Any, size: int, count: int) -> Any:
     """Return the first ``count`` examples of ``batch``: every tensor with ``size`` rows is cut.
 
     Example:
-        >>> few((torch.arange(5), {"mask": None}), 5)
+        >>> few((torch.arange(5), {"mask": None}), size=5, count=2)
         (tensor([0, 1]), {'mask': None})
     """
     if isinstance(batch, Tensor):

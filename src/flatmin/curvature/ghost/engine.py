@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.autograd.graph import Node
 
+TRIED = 4  # examples, at most
 BACKWARD = 1 / 3  # a backward pass that stops at the layers' outputs, in gradients
 
 
 class Structure:
     """Where the parameters of a model meet data, found on a batch and valid for all of them.
+
+    One example's outputs are pulled back at a time. Two examples tell what there is to know, unless gradients vanish
+    somewhere (units of a ReLU that are all silent), in which case more are tried.
 
     Args:
         outputs: The outputs for a batch, examples first, with their graph.
@@ -34,6 +38,7 @@ class Structure:
 
     Attributes:
         axes: Axis of the examples at each candidate, in the order of :meth:`Graph.candidates`; None if there is none.
+        proven: Whether any gradient got there, without which the axis is a guess.
         references: For the first examples, the squared norm of each parameter's gradient, by an ordinary backward pass.
     """
 
@@ -42,23 +47,24 @@ class Structure:
     ) -> None:
         size = len(outputs[0])
         nodes = Graph(outputs, parameters).candidates()
-        edges = [GradientEdge(node, 0) for node in nodes]
-        found = []
+        ends: list[Any] = [*(GradientEdge(node, 0) for node in nodes), *parameters.values()]
+        found: list[Sequence[Tensor]] = []
         self.references: list[dict[str, float]] = []
-        for example in range(min(2, size)):
-            gradients = torch.autograd.grad(
-                outputs,
-                (*edges, *parameters.values()),
-                masked(cotangents, example),
-                retain_graph=True,
-                materialize_grads=True,
-            )
-            found.append(gradients[: len(edges)])
-            norms = torch.stack([squares(g.detach().reshape(1, -1))[0] for g in gradients[len(edges) :]]).tolist()
-            self.references.append(dict(zip(parameters, norms, strict=True)))
-        self.axes: list[Axis | None] = [example_axis(gradients, size) for gradients in zip(*found, strict=True)]
-        if size == 1:  # everything belongs to the only example, so look at what nodes do
-            self.axes = [None if moves(node) else axis for node, axis in zip(nodes, self.axes, strict=True)]
+        self.proven = [False] * len(nodes)
+        for example in range(min(TRIED, size)):
+            cotangent = masked(cotangents, example)
+            gradients = torch.autograd.grad(outputs, ends, cotangent, retain_graph=True, materialize_grads=True)
+            norms = torch.stack([squares(g.detach().reshape(1, -1))[0] for g in gradients]).tolist()
+            found.append(gradients[: len(nodes)])
+            self.references.append(dict(zip(parameters, norms[len(nodes) :], strict=True)))
+            self.proven = [proven or norm > 0 for proven, norm in zip(self.proven, norms, strict=False)]
+            if example > 0 and all(self.proven):
+                break
+        # What only moves the numbers of a parameter cannot have an axis of examples, whatever zeros make it look like.
+        self.axes: list[Axis | None] = [
+            None if moves(node) else example_axis(gradients, size)
+            for node, gradients in zip(nodes, zip(*found, strict=True), strict=True)
+        ]
 
 
 class Ghost:
@@ -67,12 +73,13 @@ class Ghost:
     Args:
         outputs: The outputs for the batch, examples first, with their graph.
         parameters: The parameters, by name.
-        axes: See :class:`Structure`.
+        structure: Where the parameters meet data.
         budget: Bytes for what is kept between cotangents.
         without: Names of parameters to leave out.
 
     Attributes:
         covered: The parameters whose norms can be had, in order.
+        unproven: Those of them whose norms are right only if they are zero.
         cost: What one cotangent costs, in gradients of the batch.
     """
 
@@ -80,23 +87,26 @@ class Ghost:
         self,
         outputs: Sequence[Tensor],
         parameters: Mapping[str, nn.Parameter],
-        axes: Sequence[Axis | None],
+        structure: Structure,
         budget: int,
         without: Collection[str] = (),
     ) -> None:
         self._outputs, self._size, self._budget = list(outputs), len(outputs[0]), budget
         graph = Graph(outputs, parameters)
         candidates = graph.candidates()
-        self._axes: dict[Node, Axis | None] = (
-            dict(zip(candidates, axes, strict=True)) if len(candidates) == len(axes) else {}
-        )
+        alike = len(candidates) == len(structure.axes)
+        self._axes: dict[Node, Axis | None] = dict(zip(candidates, structure.axes, strict=True)) if alike else {}
+        unproven = {node for node, proven in zip(candidates, structure.proven, strict=False) if not proven}
         self._keep = graph  # node identities last as long as this
         found = {} if not self._axes else graph.uses(lambda node: self._axes.get(node) is not None)
         self._forms: dict[str, list[tuple[int, Form]]] = {}
         self._edges: dict[Node, int] = {}
+        self.unproven: list[str] = []
         for name in parameters:
             if name not in without and (uses := found.get(name)) and (forms := self._read(uses)):
                 self._forms[name] = forms
+                if any(use.node in unproven for use in uses):
+                    self.unproven.append(name)
         self.covered = tuple(self._forms)
         every = [form for forms in self._forms.values() for _, form in forms]
         ordinary = sum(form.weight_work for form in every) or 1.0
@@ -183,7 +193,7 @@ def _inner_norms(outer: list[tuple[int, Outer]], pulled: Sequence[Tensor]) -> Te
     parts = []
     for examples in chunks(first.size, each, first.device):
         total = sum(
-            (form.inner(form, (pulled[place],) * 2, examples) for place, form in outer),
+            (form.inner(form, (pulled[place], pulled[place]), examples) for place, form in outer),
             torch.zeros((), device=first.device),
         )
         for (a, one), (b, two) in combinations(outer, 2):

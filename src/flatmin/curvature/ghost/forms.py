@@ -1,10 +1,10 @@
 r"""Norms of the gradients of single examples, without the gradients.
 
-The gradient that example n gives to a weight matrix is a sum of outer products over positions, :math:`L_n^\top R_n` with
-L (positions, rows) and R (positions, columns). Its squared norm is :math:`\langle L L^\top, R R^\top \rangle`, two Gram
-matrices of positions, of which the one made of inputs is the same for every cotangent (Goodfellow 2015 for one position;
-Rochette, Manoel and Tramel 2019; Li, Tramer, Liang and Hashimoto 2022). Where there are more positions than columns it
-is cheaper to form the product itself, a few examples at a time.
+The gradient that example n gives to a weight matrix is a sum of outer products over positions, :math:`L_n^\top R_n`,
+with L (positions, rows) and R (positions, columns). Its squared norm is :math:`\langle L L^\top, R R^\top \rangle`, two
+Gram matrices of positions, of which the one made of inputs is the same for every cotangent (Goodfellow 2015 for one
+position; Rochette, Manoel and Tramel 2019; Li, Tramer, Liang and Hashimoto 2022). Where there are more positions than
+columns it is cheaper to form the product itself, a few examples at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _CHUNK = {"cpu": 2**22}  # bytes that a chunk of examples may take: what fits a cache
 _CHUNK_ELSEWHERE = 2**28
@@ -70,7 +70,8 @@ class Direct:
 
     def norms(self, cotangents: list[Tensor]) -> Tensor:
         """See :class:`Form`."""
-        return torch.stack([squares(self.gradient(c).flatten(1)) for c in cotangents])
+        gradients = torch.stack([self.gradient(c) for c in cotangents])
+        return torch.linalg.vector_norm(gradients.flatten(2), dim=2).double().square_()
 
     def gradients(self, cotangent: Tensor, examples: slice) -> Tensor:
         """See :class:`Form`."""
@@ -98,6 +99,8 @@ class Rows:
     def gram(self, cotangent: Tensor | None, examples: slice) -> Tensor:
         """Return the inner products of positions, (examples, groups, positions, positions)."""
         rows = self.read(cotangent, examples)
+        if self.positions == 1:  # a batch of products of vectors is slow
+            return torch.linalg.vector_norm(rows, dim=-1, keepdim=True).square_()
         return rows @ rows.mT
 
 
@@ -181,12 +184,12 @@ class Outer:
         total = right.new_zeros(len(index), self.left.width, right.shape[-1])
         return total.scatter_add_(1, index[..., None].expand_as(right), right).flatten(1)
 
-    def inner(self, other: Outer, cotangents: tuple[Tensor, Tensor], examples: slice) -> Tensor:
+    def inner(self, other: Outer, cotangents: Sequence[Tensor], examples: slice) -> Tensor:
         """Return the inner products of this use's gradients with those of another use of the same weight."""
         right = self.right.read(cotangents[0], examples) @ other.right.read(cotangents[1], examples).mT
         return (self._left_inner(other, cotangents, examples) * right).flatten(1).sum(1).double()
 
-    def _left_inner(self, other: Outer, cotangents: tuple[Tensor, Tensor], examples: slice) -> Tensor:
+    def _left_inner(self, other: Outer, cotangents: Sequence[Tensor], examples: slice) -> Tensor:
         if self.onehot is None and other.onehot is not None:
             return other._left_inner(self, cotangents[::-1], examples).mT
         if self.onehot is None:

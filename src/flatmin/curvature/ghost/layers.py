@@ -38,6 +38,11 @@ class Place:
     size: int
     budget: int
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the node's output."""
+        return shape_of(self.use.node) or ()
+
     def saved(self, name: str) -> Tensor:
         """Return a saved tensor, detached and of 32 bits or more."""
         value = saved(self.use.node, name).detach()
@@ -49,19 +54,19 @@ class Place:
         tensor = tensor if tensor.dtype.itemsize >= 4 else tensor.float()
         return by_example(tensor, self.axis, self.size)
 
-    def reduced(self, tensor: Tensor) -> Tensor | None:
-        """Return ``tensor``, which has the shape of the output, summed over what the parameter was broadcast over."""
-        shape = (1,) * (tensor.dim() - len(self.use.shape)) + self.use.shape
+    @property
+    def within(self) -> tuple[int, ...] | None:
+        """The parameter's shape, with ones in front, as it lies in :meth:`split` of the output; None if it does not."""
+        shape = (1,) * (len(self.shape) - len(self.use.shape)) + self.use.shape
         if self.axis == "second":
-            within, shape = (shape[0], *shape[2:]), (shape[0], shape[1], *shape[2:])
-            if shape[1] != 1:
-                return None
-        else:
-            within = shape
+            return (shape[0], *shape[2:]) if shape[1] == 1 else None
+        return shape if shape[0] == 1 or self.size == 1 else None
+
+    def reduced(self, tensor: Tensor) -> Tensor:
+        """Return ``tensor``, which has the shape of the output, summed over what the parameter was broadcast over."""
         parts = self.split(tensor)
-        dims = [d for d, s in enumerate(within, start=1) if s == 1 and parts.shape[d] > 1]
-        parts = parts.sum(dims, keepdim=True) if dims else parts
-        return parts if parts.shape[1:] == torch.Size(within) else None
+        dims = [d for d, s in enumerate(self.within or (), start=1) if s == 1 and parts.shape[d] > 1]
+        return parts.sum(dims) if dims else parts
 
 
 def form_of(place: Place) -> Form | None:
@@ -76,29 +81,18 @@ def _outer(place: Place, left: Rows, right: Rows, like: Tensor) -> Outer:
 
 def _sum(place: Place, factor: float = 1.0) -> Form | None:
     """A parameter that is added."""
-    probe = torch.empty(1).expand(shape_of(place.use.node) or ())
-    if place.reduced(probe) is None:
+    if place.within is None:
         return None
 
-    def gradient(cotangent: Tensor) -> Tensor:
-        total = place.reduced(cotangent)
-        assert total is not None  # noqa: S101  (the same shapes as above)
-        return total * factor
-
-    return Direct(gradient)
+    return Direct(lambda cotangent: place.reduced(cotangent) * factor)
 
 
 def _product(place: Place, other: Tensor) -> Form | None:
     """A parameter that multiplies ``other``."""
-    if place.reduced(torch.empty(1).expand(shape_of(place.use.node) or ())) is None:
+    if place.within is None:
         return None
 
-    def gradient(cotangent: Tensor) -> Tensor:
-        total = place.reduced(cotangent * other)
-        assert total is not None  # noqa: S101  (the same shapes as above)
-        return total
-
-    return Direct(gradient)
+    return Direct(lambda cotangent: place.reduced(cotangent * other))
 
 
 def _add(place: Place, sign: float = 1.0) -> Form | None:
@@ -117,8 +111,7 @@ def _prelu(place: Place) -> Form | None:
 
 def _repeat(place: Place) -> Form | None:
     """A parameter that is repeated for every example."""
-    shape = shape_of(place.use.node) or ()
-    if math.prod(shape) != place.size * math.prod(place.use.shape):
+    if math.prod(place.shape) != place.size * math.prod(place.use.shape):
         return _sum(place) if kind(place.use.node) == "Expand" else None
     return Direct(place.split)
 
@@ -126,8 +119,7 @@ def _repeat(place: Place) -> Form | None:
 def _matrix(place: Place, inputs: Tensor, factor: float, *, transposed: bool) -> Form:
     """A matrix that multiplies rows: ``inputs`` (rows, in) times a parameter (in, out)."""
     a = place.split(inputs).flatten(1, -2)[:, None]
-    n, _, s, width = a.shape
-    out = (shape_of(place.use.node) or ())[-1]
+    s, width, out = a.shape[2], a.shape[3], place.shape[-1]
     fixed = Rows(1, s, width, lambda _, examples: a[examples], moving=False)
 
     def read(cotangent: Tensor | None, examples: slice) -> Tensor:
@@ -227,7 +219,7 @@ def _group_norm(place: Place) -> Form | None:
 def _channel_sums(g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return Σ g and Σ g x over space, of tensors (examples, positions, channels, ...)."""
     g, x = (t.reshape(*t.shape[:3], -1) for t in (g, x))
-    return g.sum(3), (g.unsqueeze(3) @ x.unsqueeze(4)).flatten(3)[..., 0]
+    return g.sum(3), torch.linalg.vecdot(g, x)
 
 
 def _sum_channels(place: Place) -> Form:
@@ -261,29 +253,16 @@ class _Windows:
     def of(self, x: Tensor, groups: int) -> Tensor:
         """Return the windows of ``x`` (examples, positions, channels, ...) as (examples, groups, places, values)."""
         n, r, c = x.shape[:3]
-        k, dims = math.prod(self.kernel), len(self.kernel)
+        k = math.prod(self.kernel)
         rows = x.reshape(n * r, c, *x.shape[3:])
-        if dims == 2:
-            columns = functional.unfold(rows, self.kernel, self.dilation, self.padding, self.stride)  # type: ignore
-            places = _last(rows.shape[2:], self)
-            if tuple(places) != tuple(self.out):
-                columns = columns.unflatten(2, places)[..., : self.out[0], : self.out[1]].flatten(2)
-        else:
-            rows = functional.pad(rows, [p for pad in reversed(self.padding) for p in (pad, pad)]).contiguous()
-            size, step = rows.shape, rows.stride()
-            strides = [t * d for t, d in zip(step[2:], self.dilation, strict=True)]
-            jumps = [t * s for t, s in zip(step[2:], self.stride, strict=True)]
-            view = rows.as_strided((*size[:2], *self.kernel, *self.out), (*step[:2], *strides, *jumps))
-            columns = view.reshape(n * r, c * k, -1)
-        columns = columns.view(n, r, groups, c // groups * k, -1)
+        rows = functional.pad(rows, [p for pad in reversed(self.padding) for p in (pad, pad)]).contiguous()
+        size, step = rows.shape, rows.stride()
+        within = [t * d for t, d in zip(step[2:], self.dilation, strict=True)]
+        between = [t * s for t, s in zip(step[2:], self.stride, strict=True)]
+        # Copying a view is several times faster than functional.unfold, and knows any number of dimensions.
+        view = rows.as_strided((*size[:2], *self.kernel, *self.out), (*step[:2], *within, *between))
+        columns = view.reshape(n, r, groups, c // groups * k, -1)
         return (columns[:, 0] if r == 1 else columns.movedim(1, 3).flatten(3)).mT
-
-
-def _last(sizes: Sequence[int], w: _Windows) -> list[int]:
-    return [
-        (size + 2 * p - d * (k - 1) - 1) // s + 1
-        for size, p, d, k, s in zip(sizes, w.padding, w.dilation, w.kernel, w.stride, strict=True)
-    ]
 
 
 def _convolution(place: Place) -> Form | None:
@@ -299,7 +278,7 @@ def _convolution(place: Place) -> Form | None:
         int(saved(node, "groups")),
         bool(saved(node, "transposed")),
     )
-    output = shape_of(node) or ()
+    output = place.shape
     plain = x.shape[3:] if transposed else output[2:]
     windows = _Windows(
         place.use.shape[2:], saved(node, "stride"), saved(node, "padding"), saved(node, "dilation"), tuple(plain)

@@ -19,28 +19,34 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.autograd.graph import Node
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Linear or piecewise linear in all operands together.
-_LINEAR = frozenset(
+_LINEAR = _words(
     """
-    Abs AdaptiveAvgPool2D AdaptiveAvgPool3D AdaptiveMaxPool2D AdaptiveMaxPool3D Add Alias Amax Amin AsStrided AvgPool2D
-    AvgPool3D Cat Clamp ClampMax ClampMin Clone Col2Im ConstantPadNd Cumsum Diagonal Embedding Expand Flip
-    FractionalMaxPool2D FractionalMaxPool3D Gather Hardtanh Im2Col Index IndexSelect LeakyRelu MaskedFill Max
-    MaxPool2DWithIndices MaxPool3DWithIndices Maximum Mean Median Min Minimum MkldnnAdaptiveAvgPool2D MkldnnMaxPool2D
-    NativeDropout Neg Permute PixelShuffle PixelUnshuffle ReflectionPad1D ReflectionPad2D ReflectionPad3D Relu Repeat
-    ReplicationPad1D ReplicationPad2D ReplicationPad3D ReshapeAlias Roll Rsub Select Slice Sort Split SplitWithSizes
-    Squeeze Stack Sub Sum T Threshold ToCopy Topk Transpose Tril Triu Unbind Unfold UnsafeSplit UnsafeView Unsqueeze
-    UpsampleBicubic2D UpsampleBilinear2D UpsampleLinear1D UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D
-    UpsampleNearestExact1D UpsampleNearestExact2D UpsampleNearestExact3D UpsampleTrilinear3D View Where
-    """.split()
+    Abs AdaptiveAvgPool2D AdaptiveAvgPool3D AdaptiveMaxPool2D AdaptiveMaxPool3D Add Alias Amax Amin AsStrided
+    AvgPool2D AvgPool3D Cat Clamp ClampMax ClampMin Clone Col2Im ConstantPadNd Cumsum Diagonal Embedding Expand Flip
+    FractionalMaxPool2D FractionalMaxPool3D Gather Hardshrink Hardsigmoid Hardtanh Im2Col Index IndexSelect
+    LeakyRelu MaskedFill Max MaxPool2DWithIndices MaxPool3DWithIndices Maximum Mean Median Min Minimum
+    MkldnnAdaptiveAvgPool2D MkldnnMaxPool2D NativeDropout Neg Permute PixelShuffle PixelUnshuffle ReflectionPad1D
+    ReflectionPad2D ReflectionPad3D Relu Repeat ReplicationPad1D ReplicationPad2D ReplicationPad3D ReshapeAlias Roll
+    Rsub Select Slice Softshrink Sort Split SplitWithSizes Squeeze Stack Sub Sum T Threshold ToCopy Topk Transpose
+    Tril Triu Unbind Unfold UnsafeSplit UnsafeView Unsqueeze UpsampleBicubic2D UpsampleBilinear2D UpsampleLinear1D
+    UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleNearestExact1D UpsampleNearestExact2D
+    UpsampleNearestExact3D UpsampleTrilinear3D View Where
+    """
 )
 
 # Linear or piecewise linear in each operand, the others held fixed.
-_MULTILINEAR = frozenset(
+_MULTILINEAR = _words(
     """
     Addbmm Addcmul Addmm Addmv Addr Baddbmm Bmm Convolution ConvolutionOverrideable CudnnConvolution
     CudnnConvolutionTranspose Dot Lerp Linear MiopenConvolution MkldnnConvolution MkldnnLinear Mm Mul Mv PreluKernel
     Prelu SlowConv3D ThnnConv2D Trilinear
-    """.split()
+    """
 )
 
 # Multilinear in evaluation mode; else curved in the first operand, like the norms below.

@@ -1,9 +1,9 @@
 r"""The curvature of a loss in the outputs of the model, factored into columns.
 
-Examples are independent, so that the Hessian of the batch's loss in the outputs is block diagonal, and so are often the
-positions within an example. With each block :math:`M = \sum_k \pm s_k s_k^\top`, the trace of the GGN is
-:math:`\sum_k \pm \lVert J^\top s_k \rVert^2`. What form the blocks have is found out by products with the Hessian of the
-loss, whose graph ends at the outputs: they cost nothing beside the model.
+Examples are independent, so that the Hessian of the batch's loss in the outputs is block diagonal, and so are often
+the positions within an example. With each block :math:`M = \sum_k \pm s_k s_k^\top`, the trace of the GGN is
+:math:`\sum_k \pm \lVert J^\top s_k \rVert^2`. What form the blocks have is found out by products with the Hessian of
+the loss, whose graph ends at the outputs: they cost nothing beside the model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Columns(ABC):
 
     @abstractmethod
     def combine(self, coefficients: Tensor) -> Tensor:
-        """Return Σ_k c_k s_k for ``coefficients`` (examples, columns), in the shape and type of the output."""
+        """Return Σ_k c_k s_k for ``coefficients`` (..., examples, columns), in the shape and type of the output."""
 
 
 class Separate(Columns):
@@ -49,7 +49,8 @@ class Separate(Columns):
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """See :class:`Columns`."""
-        return (coefficients * self._scales).view_as(self._like).to(self._like.dtype)
+        values = coefficients * self._scales
+        return values.view(*values.shape[:-2], *self._like.shape).to(self._like.dtype)
 
 
 class Softmax(Columns):
@@ -67,7 +68,7 @@ class Softmax(Columns):
     """
 
     def __init__(self, z: Tensor, axis: int, weights: Tensor) -> None:
-        self._like, self._axis = z, axis
+        self._like, self._axis = z, axis if axis < 0 else axis - z.dim()
         wide = torch.float64 if z.numel() <= _WIDE else torch.float32
         logits = z.detach().movedim(axis, -1).to(wide)
         self._p, self._order = logits.softmax(-1).sort(-1, descending=True)
@@ -83,10 +84,11 @@ class Softmax(Columns):
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """See :class:`Columns`."""
-        c = coefficients.view_as(self._p).to(self._p.dtype)
+        c = coefficients.to(self._p.dtype).view(*coefficients.shape[:-2], *self._p.shape)
         above = (c * self._factor).cumsum(-1) - c * self._factor
         values = self._scale * (c * self._root - self._p * above)
-        return torch.zeros_like(values).scatter_(-1, self._order, values).movedim(-1, self._axis).to(self._like.dtype)
+        values = torch.empty_like(values).scatter_(-1, self._order.expand_as(values), values)
+        return values.movedim(-1, self._axis).to(self._like.dtype)
 
 
 class Dense(Columns):
@@ -94,7 +96,7 @@ class Dense(Columns):
 
     Args:
         blocks: (examples, blocks, b, b).
-        restore: Brings (examples, blocks, b) into the form of the output.
+        restore: Brings (..., examples, blocks, b) into the form of the output.
     """
 
     def __init__(self, blocks: Tensor, restore: Callable[[Tensor], Tensor]) -> None:
@@ -106,7 +108,7 @@ class Dense(Columns):
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """See :class:`Columns`."""
-        c = coefficients.view_as(self._values).to(self._columns.dtype)
+        c = coefficients.to(self._columns.dtype).view(*coefficients.shape[:-2], *self._values.shape)
         return self._restore((self._columns @ c.unsqueeze(-1)).squeeze(-1))
 
 
@@ -138,9 +140,9 @@ class OutputCurvature:
         del self._slopes
 
     def combine(self, coefficients: Tensor) -> list[Tensor]:
-        """Return Σ_k c_k s_k for ``coefficients`` (examples, columns): one tensor for each output."""
+        """Return Σ_k c_k s_k for ``coefficients`` (..., examples, columns): one tensor for each output."""
         widths = [part.mass.shape[1] for part in self._parts]
-        return [part.combine(c) for part, c in zip(self._parts, coefficients.split(widths, dim=1), strict=True)]
+        return [part.combine(c) for part, c in zip(self._parts, coefficients.split(widths, dim=-1), strict=True)]
 
     def _factor(self, index: int, stream: Stream) -> Columns:
         z = self._outputs[index]
@@ -163,8 +165,8 @@ class OutputCurvature:
             if blocks is not None and fits(restore((blocks @ _flat(probe, axis).unsqueeze(-1)).squeeze(-1))):
                 return Dense(blocks, restore)
         raise DataError(
-            f"the loss is no sum over examples of terms that each depend on one row of the outputs {tuple(z.shape)}, or "
-            f"couples more than {_DENSE} outputs of an example, so that its curvature in the outputs has no short form."
+            f"the loss is no sum over examples of terms that depend on one row each of the outputs {tuple(z.shape)}, "
+            f"or couples more than {_DENSE} outputs of an example, so that its curvature there has no short form"
         )
 
     def _blocks(self, index: int, axis: int | None) -> tuple[Tensor | None, Callable[[Tensor], Tensor]]:
@@ -174,8 +176,8 @@ class OutputCurvature:
         shape = (len(z), 1, z[0].numel()) if axis is None else (len(z), -1, like.shape[-1])
 
         def restore(blocks: Tensor) -> Tensor:
-            whole = blocks.reshape(like.shape).to(z.dtype)
-            return whole if axis is None else whole.movedim(-1, axis)
+            whole = blocks.reshape(*blocks.shape[:-3], *like.shape).to(z.dtype)
+            return whole if axis is None else whole.movedim(-1, axis if axis < 0 else axis - z.dim())
 
         if shape[2] > _DENSE or shape[2] * z.numel() > 2**28:
             return None, restore
@@ -193,7 +195,7 @@ class OutputCurvature:
             return torch.zeros_like(vector)
         images = torch.autograd.grad(slope, self._outputs, vector, retain_graph=True, materialize_grads=True)
         if alone and any(image.any() for i, image in enumerate(images) if i != index):
-            raise DataError("the loss couples several output tensors, so that its curvature in them has no short form.")
+            raise DataError("the loss couples several output tensors, so that its curvature in them has no short form")
         return images[index].detach()
 
 

@@ -1,4 +1,4 @@
-"""Which cotangents are pulled back: every column where there are few, the heaviest and a sample of the others if not."""
+"""Which cotangents are pulled back: every column where there are few, else the heaviest and a sample of the rest."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
     from flatmin.curvature.ghost.outputs import OutputCurvature
     from flatmin.streams import Stream
+
+
+_COEFFICIENTS = 2**22  # as many are made at once
 
 
 class Passes:
@@ -46,15 +49,22 @@ class Passes:
         self._tails = [] if self.exact else [(s, t) for s in (1.0, -1.0) if (t := rest * s > 0).any()]
         self.sample = len(self._tails)
 
-    def heads(self) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """Yield the signs (examples,) and the cotangents of each pass that takes one column of every example."""
-        for k in range(self.head):
-            place = self._order[:, k : k + 1]
-            mass = self._curvature.mass
-            yield (
-                mass.gather(1, place)[:, 0].sign(),
-                self._curvature.combine(torch.zeros_like(mass).scatter_(1, place, 1.0)),
-            )
+    def heads(self, together: int) -> Iterator[tuple[Tensor, list[list[Tensor]]]]:
+        """Yield the passes that take one column of every example, some at a time.
+
+        Args:
+            together: How many at a time, at most.
+
+        Yields:
+            Their signs (passes, examples), and the cotangents of each.
+        """
+        mass = self._curvature.mass
+        together = max(1, min(together, _COEFFICIENTS // mass.numel()))
+        for start in range(0, self.head, together):
+            places = self._order[:, start : min(start + together, self.head)].T
+            chosen = torch.zeros(len(places), *mass.shape, dtype=mass.dtype, device=mass.device)
+            cotangents = self._curvature.combine(chosen.scatter_(2, places.unsqueeze(2), 1.0))
+            yield mass.T.gather(0, places).sign(), [list(c) for c in zip(*cotangents, strict=True)]
 
     def tail(self, stream: Stream) -> Iterator[tuple[float, list[Tensor]]]:
         """Yield the sign and the cotangents of each pass that makes up one sample of the other columns."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
 
 from flatmin.curvature.cut import cut
 from flatmin.curvature.ghost.checks import bent, disagreeing, few, random_like, same
-from flatmin.curvature.ghost.engine import BACKWARD, Ghost, Structure
+from flatmin.curvature.ghost.engine import BACKWARD, TRIED, Ghost, Structure
 from flatmin.curvature.ghost.linearity import bypassing, linearity
 from flatmin.curvature.ghost.outputs import OutputCurvature
 from flatmin.curvature.ghost.passes import Passes
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from flatmin.curvature.ghost.examples import Axis
     from flatmin.curvature.risk import BatchLoss, EmpiricalRisk
     from flatmin.streams import Stream
 
@@ -47,8 +45,8 @@ class Run:
 
     def __init__(self, risk: EmpiricalRisk, max_passes: int, rtol: float, stream: Stream) -> None:
         self._risk, self._max_passes, self._rtol, self._stream = risk, max_passes, rtol, stream
-        self._axes: Sequence[Axis | None] | None = None
-        self._explored = 0  # examples that the axes were found on
+        self._structure: Structure | None = None
+        self._explored = 0  # examples that it was found on
         self._uncovered: dict[str, str] = {}  # the reason of each
         self._reached: set[str] = set()
         self._curved: set[str] = set()
@@ -79,10 +77,10 @@ class Run:
         self._reached |= shape.reached
         self._curved |= shape.curved
         self._leave_out(bypassing(part.loss, outputs, parameters), "the loss depends on it besides by the outputs")
-        if self._axes is None or self._explored < min(2, part.size):
-            self._axes = self._explore(part, outputs)
+        if self._structure is None or self._explored < min(2, part.size):
+            self._structure = self._explore(part, outputs)
         budget = int(_SHARE * available_memory(outputs[0].device))
-        ghost = Ghost(outputs, parameters, self._axes, budget, without=self._uncovered)
+        ghost = Ghost(outputs, parameters, self._structure, budget, without=self._uncovered)
         self._leave_out(
             shape.reached - set(ghost.covered),
             "there is no form of its gradients: an operation that is not known, or one on it before it meets data",
@@ -99,17 +97,18 @@ class Run:
             for name, variance in zip(ghost.covered, samples.var(0).sum(1).tolist(), strict=True):
                 self._block_variances[name] += variance / len(samples)
             self._variance += float(samples.sum(1).var(0).sum()) / len(samples)
+        met = {name for name, row in zip(ghost.covered, traces, strict=True) if name in ghost.unproven and row.any()}
+        self._leave_out(met, "no gradient reached it on trial, so that where its examples are could not be found out")
         self._passes = max(self._passes, spent)
         self._risk.spend(ghost.cost * spent, part.size)
         self._found.append(dict(zip(ghost.covered, traces.cpu(), strict=True)))
         self._sizes.append(part.size)
 
     def _heads(self, ghost: Ghost, passes: Passes, together: int) -> Tensor:
-        """Return the traces (parameters, examples) of the columns that have a pass of their own, for the batch's sum."""
-        total, heads = ghost.zeros(), passes.heads()
-        while waiting := list(islice(heads, together)):
-            signs, cotangents = zip(*waiting, strict=True)
-            total = total + (ghost.norms(cotangents) * torch.stack(signs)[:, None]).sum(0)
+        """Return the traces (parameters, examples) of the columns that have a pass of their own."""
+        total = ghost.zeros()
+        for signs, cotangents in passes.heads(together):
+            total = total + (ghost.norms(cotangents) * signs[:, None]).sum(0)
         return total
 
     def _tail(self, ghost: Ghost, passes: Passes, part: BatchLoss, head: Tensor) -> Tensor:
@@ -128,26 +127,26 @@ class Run:
                 wanted = min(limit, max(wanted, math.ceil(wanted * (stderr / allowed) ** 2) if allowed else limit))
         return torch.stack(samples)
 
-    def _explore(self, part: BatchLoss, outputs: Sequence[Tensor]) -> Sequence[Axis | None]:
-        """Find out where the examples are, and try what the graph tells, on two examples if the batch can be cut."""
+    def _explore(self, part: BatchLoss, outputs: Sequence[Tensor]) -> Structure:
+        """Find out where the examples are, and try what the graph tells, on a few of them if the batch can be cut."""
         tried = self._few(part, outputs)
         self._explored = size = len(tried[0])
         cotangents = random_like(tried, self._stream.child(2))
         structure = Structure(tried, self._risk.parameters, cotangents)
-        ghost = Ghost(tried, self._risk.parameters, structure.axes, 2**30)
+        ghost = Ghost(tried, self._risk.parameters, structure, 2**30)
         wrong = disagreeing(ghost, structure, cotangents)
         self._leave_out(wrong, "the norms of its gradients came out wrong on trial, or mix examples")
         linear = [name for name in ghost.covered if name not in self._curved | set(wrong)]
         if bent(tried, self._risk.parameters, linear, self._stream.child(3)):
             self._curved |= self._reached
-        self._risk.spend(2 * (2 / 3 + 2 * BACKWARD) + 1 + 2 * 2, size)
-        return structure.axes
+        self._risk.spend(len(structure.references) * (2 / 3 + 2 * BACKWARD) + 1 + 2 * 2, size)
+        return structure
 
     def _few(self, part: BatchLoss, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return the outputs for the first two examples by themselves, or those of the batch if they do not agree."""
-        if part.size <= 2:
+        """Return the outputs for the first examples by themselves, or those of the batch if they do not agree."""
+        if part.size <= TRIED:
             return outputs
-        batch, risk = few(part.batch, part.size), self._risk
+        batch, risk = few(part.batch, part.size, TRIED), self._risk
         states = risk._random_states()
         try:
             output = risk._forward.output(batch)
@@ -156,6 +155,7 @@ class Run:
             return outputs  # not every batch can be cut
         finally:
             risk._set_random_states(states)
+        self._risk.spend(_FORWARD, TRIED)
         return tried if same(tried, outputs) else outputs
 
     def _leave_out(self, names: Iterable[str], reason: str) -> None:
@@ -170,16 +170,12 @@ class Run:
             seed: The seed.
         """
         covered = tuple(name for name in self._risk.parameters if name not in self._uncovered)
-        n = max(1, sum(self._sizes))
-        nothing = [torch.zeros(size, dtype=torch.float64) for size in self._sizes]
-        by_name = {
-            name: torch.cat(
-                [found.get(name, zero) for found, zero in zip(self._found, nothing, strict=True)] or nothing
-            )
-            if nothing
-            else torch.zeros(0, dtype=torch.float64)
-            for name in covered
-        }
+        count = sum(self._sizes)
+        n = max(1, count)
+        by_name = {name: torch.zeros(count, dtype=torch.float64) for name in covered}
+        for name, x in by_name.items():  # a parameter that was not met in a batch has no part in it
+            for found, rows in zip(self._found, x.split(self._sizes) if count else (), strict=True):
+                rows.add_(found.get(name, 0.0))
         return GGNTrace(
             value=float(sum(x.sum() for x in by_name.values())) / n,
             stderr=self._variance**0.5 / n,
@@ -187,7 +183,7 @@ class Run:
                 name: Estimate(value=float(x.sum()) / n, stderr=self._block_variances[name] ** 0.5 / n)
                 for name, x in by_name.items()
             },
-            examples=sum(by_name.values(), torch.zeros(sum(self._sizes) if covered else 0, dtype=torch.float64)),
+            examples=sum(by_name.values(), torch.zeros(count, dtype=torch.float64)),
             covered=covered,
             uncovered=tuple(name for name in self._risk.parameters if name in self._uncovered),
             curved=tuple(name for name in covered if name in self._curved),

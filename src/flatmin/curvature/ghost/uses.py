@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 # What only moves numbers around: gradients keep their norm on the way back through it.
 _TRANSPOSES = frozenset(["T", "Transpose"])
 _NEUTRAL = frozenset(["Alias", "Clone", "ToCopy"])
-_MOVES = frozenset("Permute ReshapeAlias Squeeze UnsafeView Unsqueeze View".split()) | _TRANSPOSES | _NEUTRAL
+_SHAPES = frozenset(["Permute", "ReshapeAlias", "Squeeze", "UnsafeView", "Unsqueeze", "View"])
+_MOVES = _SHAPES | _TRANSPOSES | _NEUTRAL
 
 
 def moves(node: Node) -> bool:
