@@ -8,11 +8,11 @@ r"""A Krylov space carries the outliers of the spectrum; the rest is left to pro
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from flatmin.curvature.eigenvalues import eigenpairs, top_eigenvalues
+from flatmin.curvature.eigenvalues import eigenpairs, known_eigenpairs, top_eigenvalues
 from flatmin.curvature.krylov import Krylov
-from flatmin.curvature.ritz import Ritz
 from flatmin.curvature.trace.hutchinson import all_columns, hutchinson
 from flatmin.curvature.trace.pilot import Pilot
 from flatmin.curvature.trace.sampling import SMALL_SAMPLE
@@ -21,7 +21,7 @@ from flatmin.curvature.trace.symmetry import check_symmetric
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flatmin.curvature.results import EigenPairs, TraceEstimate
+    from flatmin.curvature.results import TraceEstimate
     from flatmin.curvature.trace.complement import Remove
     from flatmin.curvature.trace.sampling import Samples
     from flatmin.curvature.trace.setup import Setup
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 PROBES = 4
 _PATIENCE = 5  # products after which a space that grows must have paid off
 _TOL = 1e-3  # relative error of the eigenvalues that are handed out
-_HANDED_OUT = 10
 
 
 def deflated(setup: Setup) -> TraceEstimate:
@@ -53,7 +52,7 @@ def deflated(setup: Setup) -> TraceEstimate:
     Raises:
         ArgumentError: The operator is not symmetric.
     """
-    if setup.A.d <= setup.left and not setup.goal.asked and not setup.k:
+    if setup.A.d <= setup.left and not setup.goal.asked and not setup.k and setup.rank is None:
         return all_columns(setup)
     if setup.left < 6:
         return hutchinson(setup, reason="fewer than 6 products leave none for a space")
@@ -73,9 +72,14 @@ def by_deflation(
         why: Why deflation was chosen.
         cheaper: Makes samples of a complement into some that cost ``setup.sample_price``.
     """
-    space, samples, told = _grown(setup, pilot)
-    if setup.goal.asked and setup.A.d <= setup.left and setup.A.d < setup.expected(samples):
-        return all_columns(setup)
+    before = setup.expected(pilot.plain())
+    space = Krylov(setup.A, seed=setup.probes.seed)
+    settled = not setup.k or top_eigenvalues(space, setup.k, tol=_TOL, max_matvecs=setup.left + space.size).converged
+    samples, told = _grow(setup, pilot, space, before)
+    pairs = eigenpairs(space, setup.k, converged=settled) if setup.k else known_eigenpairs(space, tol=_TOL)
+    eigenvalues = pairs if len(pairs) else None
+    if setup.goal.asked and setup.rank is None and setup.A.d <= min(setup.left, setup.expected(samples)):
+        return replace(all_columns(setup), eigenvalues=eigenvalues)
     found: Samples | float = samples.offset
     converged = True
     if space.size < setup.A.d:
@@ -88,18 +92,14 @@ def by_deflation(
         converged=converged,
         method="deflated",
         reason="; ".join([*why, told]),
-        eigenvalues=_eigenvalues(setup, space),
+        eigenvalues=eigenvalues,
     )
 
 
-def _grown(setup: Setup, pilot: Pilot) -> tuple[Krylov, Samples, str]:
-    """Return a Krylov space that has grown as far as it pays, samples of its complement, and what happened."""
-    first = setup.expected(pilot.plain())
-    space = Krylov(setup.A, seed=setup.probes.seed)
+def _grow(setup: Setup, pilot: Pilot, space: Krylov, before: float) -> tuple[Samples, str]:
+    """Let a space grow as far as it pays; return samples of its complement, and what happened, in words."""
     most = space.size + setup.left if setup.rank is None else min(setup.rank, space.size + setup.left)
-    if setup.k:
-        top_eigenvalues(space, setup.k, tol=_TOL, max_matvecs=max(most, setup.k))
-    expected = {0: first}
+    expected = {0: before}
     while True:
         samples = pilot.deflated(space)
         expected[space.size] = setup.expected(samples) + (space.size if setup.goal.asked else 0)
@@ -108,7 +108,7 @@ def _grown(setup: Setup, pilot: Pilot) -> tuple[Krylov, Samples, str]:
         target = min(most, space.size + max(2, space.size // 4))
         while space.size < target and space.num_next:
             space.extend()
-    return space, samples, f"{space.size} dimensions deflated, {_told(setup, expected)}"
+    return samples, f"{space.size} dimensions deflated, {_told(setup, expected)}"
 
 
 def _enough(setup: Setup, expected: dict[int, float], samples: Samples) -> bool:
@@ -128,14 +128,3 @@ def _told(setup: Setup, expected: dict[int, float]) -> str:
         gain = math.sqrt(first / last) if last else math.inf
         return f"for an error expected to be {gain:.2g} times smaller"
     return f"by which the products still to come are expected to fall from {first:.0f} to {last - max(expected):.0f}"
-
-
-def _eigenvalues(setup: Setup, space: Krylov) -> EigenPairs | None:
-    """Return the eigenvalues that were asked for, or those that happen to be known."""
-    if setup.k:
-        return eigenpairs(space, setup.k)
-    ritz = Ritz.of(space)
-    order = ritz.values.abs().argsort(descending=True)
-    known = ritz.errors[order] <= (_TOL * ritz.values[order].abs()).clamp(min=ritz.rounding)
-    count = min(_HANDED_OUT, int(known.int().cumprod(0).sum()))
-    return eigenpairs(space, count) if count else None

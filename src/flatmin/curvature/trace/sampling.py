@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _ENOUGH = 32  # samples whose own deviation can be trusted
 SMALL_SAMPLE = 8  # enough where something better than their deviation stands beside it
-_GUARDED, _UNGUARDED = {SMALL_SAMPLE: 1.0, 4: 2.0}, {_ENOUGH: 1.0, SMALL_SAMPLE: 3.0}
+_FEWEST = 4
 _UNSURE = 25.0  # the variance of four samples is that much too small in one case of a hundred
 _NORMAL = 1.959964  # the 97.5 % quantile of the normal law
 
@@ -57,12 +57,16 @@ class Samples:
     r"""Samples of what is left of a trace beside its known part.
 
     The standard error of n samples is their deviation over √n, which few samples know badly: eight of a skewed law
-    are alike by accident too often, and a rule that stops when they are stops at the wrong moments. So (1) it decides
-    alone from 32 samples on, or from 8 if the error is a third of what was asked for; where the variance that the
-    squared lengths of the images predict agrees, which is known many times better, from 8 on, or from 4 if the error
-    is half; (2) what has to be reached is a 95 % interval of Student's law as short as a normal one with the standard
-    error asked for, so that few samples need a smaller deviation; (3) the number of samples at the next look is set in
-    advance, at 0.9 of what seems needed.
+    are alike by accident too often, and a rule that stops when they are stops at the wrong moments. So
+
+    1. the deviation decides alone from 32 samples on, or from 8 if the error is a third of what was asked for;
+    2. where the squared lengths of the images are known, 8 samples suffice, or 4 if the error is half of what was asked
+       for, on two conditions: the variance that these lengths predict, which is known many times better, must be as
+       small; and n must be at least 32 times their squared coefficient of variation. That is 2/r if the operator is as
+       if it had r equal eigenvalues, and the skewness of the mean, √(8/(r n)), is then at most 1/√2;
+    3. what has to be reached is a 95 % interval of Student's law as short as a normal one with the standard error asked
+       for, so that few samples need a smaller deviation;
+    4. the number of samples at the next look is set in advance, at 0.9 of what seems needed.
 
     Args:
         draw: Returns the samples of the probes with numbers from start up to stop.
@@ -87,7 +91,8 @@ class Samples:
 
     def run(self, goal: Goal, *, most: int, width: int) -> bool:
         """Draw until the goal is reached or there are ``most``; tell whether it was, ``width`` probes at a time."""
-        target = min(most, *self._margins) if goal.asked else most
+        looks = (_FEWEST, SMALL_SAMPLE, _ENOUGH) if self.guarded else (SMALL_SAMPLE, _ENOUGH)
+        target = min(most, looks[0]) if goal.asked else most
         while True:
             while (n := len(self.forms)) < target:
                 self.take(self.draw(n, min(target, n + width)))
@@ -98,7 +103,7 @@ class Samples:
             tolerance = goal.tolerance(self.value)
             needed = n * (self._cautious() / tolerance) ** 2 if tolerance else math.inf
             look = max(n + 1, int(min(0.9 * needed, 2 * n)))
-            target = min(most, look, *(fewest for fewest in self._margins if fewest > n))
+            target = min(most, look, *(later for later in looks if later > n))
 
     @property
     def total(self) -> Tensor:
@@ -117,18 +122,31 @@ class Samples:
 
     def reached(self, goal: Goal) -> bool:
         """Tell whether the standard error is known to be small enough."""
-        margins = [margin for fewest, margin in self._margins.items() if len(self.forms) >= fewest]
-        return bool(margins) and min(margins) * self._cautious() <= goal.tolerance(self.value)
+        margin = self._margin()
+        return margin < math.inf and margin * self._cautious() <= goal.tolerance(self.value)
+
+    def fewest(self) -> float:
+        """Return the number of samples from which on their mean is not too skewed."""
+        energies = torch.tensor(self.energies, dtype=torch.float64)
+        if len(energies) < 2 or not energies.any():
+            return 0.0
+        return min(float(_ENOUGH), _ENOUGH * float(energies.var() / energies.mean().square()))
 
     def expected_variance(self) -> float:
         """Return the variance to expect of a sample: the predicted one, unless the deviation is far below it."""
         seen = float(self.total.var()) if len(self.forms) > 1 else math.inf
         return min(self._predicted(), _UNSURE * seen) if self.energies else seen
 
-    @property
-    def _margins(self) -> dict[int, float]:
-        """By how much the error has to be smaller than asked for, from how many samples on."""
-        return _GUARDED if self.guarded else _UNGUARDED
+    def _margin(self) -> float:
+        """Return by how much the error has to be smaller than asked for."""
+        n = len(self.forms)
+        if n >= _ENOUGH:
+            return 1.0
+        if not self.guarded:
+            return 3.0 if n >= SMALL_SAMPLE else math.inf
+        if n < max(_FEWEST, self.fewest()):
+            return math.inf
+        return 1.0 if n >= SMALL_SAMPLE else 2.0
 
     def _cautious(self) -> float:
         n = len(self.forms)

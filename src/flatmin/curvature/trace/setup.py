@@ -52,10 +52,18 @@ class Setup:
         self.accounts = self.accounts or [self.A]
 
     @property
+    def gradients(self) -> float | None:
+        """What was spent so far, in gradients; None for operators that do not count."""
+        first, *others = self.accounts
+        spent = first.cost()["gradients"]
+        # All of them share one meter, but each knows for itself what a journal has spared it.
+        return None if spent is None else spent + sum(other._recalled for other in others)
+
+    @property
     def spent(self) -> float:
-        """What was spent so far: gradients where the budget is in gradients, products else."""
+        """What was spent so far, in what the budget counts."""
         if self.limit is not None:
-            return self.accounts[0].cost()["gradients"]
+            return self.gradients or 0.0
         return sum(account.num_matvecs for account in self.accounts)
 
     @property
@@ -73,7 +81,9 @@ class Setup:
     def needed(self, samples: Samples) -> float:
         """Return the number of samples that the goal is expected to take."""
         variance, tolerance = samples.expected_variance(), self.goal.tolerance(samples.value)
-        return 0.0 if variance == 0 else variance / tolerance**2 if tolerance else math.inf
+        if variance == 0:
+            return 0.0
+        return max(variance / tolerance**2, samples.fewest()) if tolerance else math.inf
 
     def expected(self, samples: Samples) -> float:
         """Return what is expected to be still spent, in products; without a tolerance, the squared error at the end.
@@ -105,7 +115,7 @@ class Setup:
             stderr=found.stderr if isinstance(found, Samples) else self.known_stderr,
             samples=found.total if isinstance(found, Samples) else None,
             num_matvecs=sum(cost["num_matvecs"] for cost in costs),
-            gradients=costs[0]["gradients"],
+            gradients=self.gradients,
             route=", ".join(dict.fromkeys(cost["route"] for cost in costs if cost["route"])),
             seed=self.probes.seed,
             converged=converged,

@@ -68,6 +68,8 @@ def xtrace(setup: Setup) -> TraceEstimate:
                 samples=samples + setup.known,
             )
         count = min(most, math.ceil(1.25 * count))
+        if 2 * count > A.d <= setup.left:  # the complement of the sketch becomes too small to sample
+            return all_columns(setup)
 
 
 class _Sketch:
