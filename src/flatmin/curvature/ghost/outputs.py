@@ -81,6 +81,10 @@ class Softmax(Columns):
         weights = weights.to(wide).unsqueeze(-1)
         self._scale = weights.abs().sqrt()
         self.mass = (weights * (self._root.square() + self._factor.square() * below)).flatten(1)
+        narrow = torch.promote_types(z.dtype, torch.float32)
+        self._p, self._root, self._factor, self._scale = (
+            t.to(narrow) for t in (self._p, self._root, self._factor, self._scale)
+        )
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """See :class:`Columns`."""
@@ -152,14 +156,14 @@ class OutputCurvature:
         def fits(candidate: Tensor) -> bool:
             return bool((candidate - image).norm() <= torch.finfo(z.dtype).eps ** 0.5 * image.norm())
 
-        diagonal = self._product(index, torch.ones_like(z))
-        if fits(diagonal * probe):
-            return Separate(diagonal)
         axes = [-1, 1] if z.dim() > 2 else [-1] * (z.dim() - 1)
         for axis in axes:
             weights, candidate = _softmax_like(z, probe, image, axis)
             if fits(candidate):
                 return Softmax(z, axis, weights)
+        diagonal = self._product(index, torch.ones_like(z))
+        if fits(diagonal * probe):
+            return Separate(diagonal)
         for axis in (*axes, None) if z.dim() > 2 else axes:
             blocks, restore = self._blocks(index, axis)
             if blocks is not None and fits(restore((blocks @ _flat(probe, axis).unsqueeze(-1)).squeeze(-1))):
