@@ -12,7 +12,8 @@ from torch.autograd.graph import GradientEdge
 from flatmin.curvature.ghost.examples import Axis, example_axis, fits, masked
 from flatmin.curvature.ghost.forms import Form, Outer, chunks, squares
 from flatmin.curvature.ghost.graph import shape_of
-from flatmin.curvature.ghost.layers import Place, form_of
+from flatmin.curvature.ghost.layers import form_of
+from flatmin.curvature.ghost.place import Place
 from flatmin.curvature.ghost.uses import Graph, Use, moves
 
 if TYPE_CHECKING:
