@@ -12,6 +12,7 @@ from curvature_cases import case, everything
 from flatmin.curvature import Hessian, top_eigenvalues, trace
 from flatmin.landscape import surface
 from flatmin.measures import perturbation_gap
+from flatmin.optim import attach
 
 MEASUREMENTS = {
     "product": lambda *args, **kw: Hessian(*args, **kw) @ torch.ones(Hessian(*args).shape[0], dtype=torch.float64),
@@ -94,3 +95,27 @@ def test_modes_are_set_without_train():
 
     model = Merging(3, 3).double()
     assert trace(Hessian(model, nn.functional.cross_entropy, case("tanh").batches), 2).value > 0
+
+
+@pytest.mark.parametrize("route", ["reverse", "forward", "differences"])
+@pytest.mark.parametrize("mode", ["eval", "current"])
+def test_an_attached_model_is_measured_where_it_is(route, mode):
+    """Noise is for training: its hooks leave the forward passes of a measurement alone, and work again afterwards."""
+    model, loss_fn, batches = case("tanh")
+    model.train()
+    expected = Hessian(model, loss_fn, batches, mode=mode, route=route)
+    vector = torch.ones(expected.shape[0], dtype=torch.float64)
+    expected = expected @ vector
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    before = everything(model)
+    with attach(model, optimizer, sigma=0.5, seed=0):
+        H = Hessian(model, loss_fn, batches, mode=mode, route=route)
+        with H.session():
+            for _ in range(2):
+                torch.testing.assert_close(H @ vector, expected, rtol=1e-6, atol=1e-8)
+        assert everything(model) == before
+        clean = float(loss_fn(model.eval()(batches[0][0]), batches[0][1]).detach())
+        loss = loss_fn(model.train()(batches[0][0]), batches[0][1])
+        assert float(loss.detach()) != clean
+        loss.backward()
+        optimizer.step()

@@ -258,6 +258,7 @@ def test_messages_by_every_route(route, measure, changes, error, message):
         measure(Hessian(*args.values(), route=route))
 
 
+@pytest.mark.filterwarnings("ignore")  # of the library, about itself and torch
 def test_models_of_transformers():
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
@@ -274,7 +275,7 @@ def test_models_of_transformers():
     assert H.route.startswith("reverse")
     for route in ("forward", "differences"):
         other = Hessian(model, lambda out, _: out.loss, batches, route=route)
-        assert (other @ vector - expected).norm() < 1e-5 * expected.norm()
+        assert (other @ vector - expected).norm() < 1e-4 * expected.norm()  # the loss itself is in float32
     torch.testing.assert_close(
         (H.related(GGN) @ vector) + (H.related(FunctionalHessian) @ vector), expected, rtol=1e-7, atol=1e-9
     )

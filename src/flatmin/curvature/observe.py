@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from flatmin.perturb.observation import measuring
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -40,6 +42,7 @@ def observing(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.set_grad_enabled(differentiable))
+        stack.enter_context(measuring())
         # Autocast's copies of weights may stem from where no graph is recorded, and would have none.
         torch.clear_autocast_cache()
         stack.callback(torch.clear_autocast_cache)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from flatmin.checks import choice
-from flatmin.curvature.batch import Batch, BatchLoss, check_depends
+from flatmin.curvature.batch import Batch, BatchLoss
+from flatmin.curvature.batch import check_depends as check_depends  # noqa: PLC0414 (asked for here)
 from flatmin.curvature.data import (
     Forward,
     LossFunction,
@@ -29,7 +30,7 @@ from flatmin.curvature.data import (
 )
 from flatmin.curvature.layout import Layout, trainable_parameters
 from flatmin.curvature.observe import Mode, observing
-from flatmin.distributed import local, mesh_groups, reshard, sharded_modules, sum_over_ranks
+from flatmin.distributed import is_sharded, local, mesh_groups, reshard, sharded_modules, sum_over_ranks
 from flatmin.errors import ArgumentTypeError, DataError, NonFiniteError
 from flatmin.perturb.randomness import RandomState
 
@@ -118,7 +119,7 @@ class EmpiricalRisk:
         for item in self.read():
             if item.index < skip:
                 continue
-            part = self.evaluate(item, finite=finite)
+            part = self.evaluate(item, finite=finite, again=False)
             totals.append(part.size * float(part.loss.detach()))
             yield part
             del part  # or its graph would stay while the next one is built
@@ -134,18 +135,23 @@ class EmpiricalRisk:
         count = 0
         for index, item in enumerate(self._batches):
             content = prepared(item, index, self.device)
-            batch = Batch(content, num_examples(content), index, self._random_states()[0])
-            count += batch.size
-            yield batch
+            count += (size := num_examples(content))
+            yield Batch(content, size, index, self._random_states()[0])
         self._count(count)
 
-    def evaluate(self, item: Batch, *, finite: bool = True) -> BatchLoss:
+    def evaluate(self, item: Batch, *, finite: bool = True, again: bool = True) -> BatchLoss:
         """Return a batch with its mean loss at the present weights, from the random states it was read at.
+
+        Args:
+            item: The batch.
+            finite: See :meth:`losses`.
+            again: Whether random numbers may have been drawn since it was read.
 
         Raises:
             NonFiniteError: The loss is NaN or infinite, and ``finite`` is asked for.
         """
-        item.start.restore()
+        if again:
+            item.start.restore()
         output = self._forward.output(item.content)
         loss = self._forward.loss(output, item.content)
         value = float(loss.detach())
@@ -232,10 +238,8 @@ class EmpiricalRisk:
 
     def place(self) -> tuple[tuple[int, ...], ...]:
         """Return what changes whenever the weights do."""
-        parameters = self.parameters.values()
-        return tuple(
-            (shard.data_ptr(), shard._version, p._version) for p in parameters for shard in [local(p).detach()]
-        )
+        pairs = ((local(p.detach()) if is_sharded(p) else p, p) for p in self.parameters.values())
+        return tuple((shard.data_ptr(), shard._version, p._version) for shard, p in pairs)
 
     def _random_states(self) -> tuple[RandomState, list[Tensor]]:
         devices = {p.device for p in self.parameters.values()}
@@ -245,6 +249,3 @@ class EmpiricalRisk:
         states[0].restore()
         for generator, state in zip(self._generators, states[1], strict=True):
             generator.set_state(state)
-
-
-__all__ = ["Batch", "BatchLoss", "EmpiricalRisk", "check_depends"]

@@ -96,7 +96,8 @@ class Operator(ABC):
             return self.layout.split(self @ self.layout.flatten(vector))
         self._check(vector)
         with torch.inference_mode(mode=False):
-            columns = vector.detach().to(self.device, self.dtype, copy=True).reshape(self.shape[0], -1)
+            columns = vector.detach().to(self.device, self.dtype, copy=vector.is_inference())
+            columns = columns.reshape(self.shape[0], -1)
             return self._multiply(columns).reshape(vector.shape)
 
     def _check(self, vector: Any) -> None:
@@ -111,7 +112,7 @@ class Operator(ABC):
                 f"({d},) or ({d}, m) is needed. Named tensors do as well: A @ {{'layer.weight': ...}}; "
                 "A.layout.flatten(named tensors) makes a vector of them."
             )
-        if not vector.isfinite().all():
+        if not all_finite(vector):
             raise ArgumentError("the vector holds NaN or infinity, so the product would too. Look where it came from.")
 
     def __add__(self, other: LinearOperator) -> Sum:
@@ -157,6 +158,12 @@ class Operator(ABC):
             ModuleNotFoundError: scipy is not installed.
         """
         return as_scipy(self)
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Tell whether ``tensor`` holds neither NaN nor infinity: one sum tells, unless it overflows."""
+    total = float(tensor.sum())
+    return total - total == 0.0 or bool(tensor.isfinite().all())
 
 
 def _algebra() -> ModuleType:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flatmin.checks import choice, whole
-from flatmin.curvature.operators.base import Operator
+from flatmin.curvature.operators.base import Operator, all_finite
 from flatmin.curvature.operators.duals import check_all_dual, dual_parameters
 from flatmin.curvature.operators.routes import (
     NoSecondDerivativeError,
@@ -60,8 +60,7 @@ class RiskOperator(Operator):
         route: ``"reverse"``: the graphs of first derivatives are differentiated again, and kept in a session.
             ``"forward"``: dual numbers, no graph is kept. ``"differences"``: central differences of first derivatives.
             ``"auto"``: reverse, the cheapest; differences once there is no second derivative, and ``.route`` says why.
-        memory: Bytes for the graphs that a session keeps; 0 keeps none. Default: a quarter of what is free when the
-            session begins.
+        memory: Bytes for the graphs that a session keeps; 0 keeps none. Default: a quarter of what is free then.
 
     Attributes:
         shape: (d, d), d being the number of trainable parameters.
@@ -96,7 +95,7 @@ class RiskOperator(Operator):
         self._set_up(EmpiricalRisk(model, loss_fn, batches, mode=mode, parameters=parameters), memory, route)
 
     def _set_up(self, risk: EmpiricalRisk, memory: int | None, route: Route = "auto") -> None:
-        self.risk = risk
+        self.risk, self.parameters = risk, list(risk.parameters.values())
         self.layout = risk.layout
         self.shape = (self.layout.numel, self.layout.numel)
         self.device = risk.device
@@ -181,11 +180,11 @@ class RiskOperator(Operator):
                 self._differences, self._closed = Differences(self.risk, self._difference), missing.reason
                 if self._session is not None:
                     self._session.clear()
-        return self._mean(self._differences.multiply(columns, self.layout.sizes, self._DIFFERENCE))
+        return self._mean(self._differences.multiply(columns, self._DIFFERENCE))
 
     def _mean(self, total: Tensor) -> Tensor:
         total = total.div_(self.risk.num_examples or 1).to(self.dtype)
-        if not total.isfinite().all():
+        if not all_finite(total):
             raise NonFiniteError(
                 f"the product with the {type(self).__name__} holds NaN or infinity although loss and weights are "
                 "finite: a second derivative does not exist or overflows (sqrt, norm or a power at 0?). Add a small "
@@ -221,12 +220,13 @@ class RiskOperator(Operator):
 
     def _dually(self, columns: Tensor) -> Tensor:
         """Return the sum over batches of products by dual numbers: every vector evaluates the model anew."""
-        total, sizes, risk = torch.zeros_like(columns), self.layout.sizes, self.risk
+        total, risk = torch.zeros_like(columns), self.risk
         with risk.observed(differentiable=True):
             risk.check_weights()
             for item in risk.read():
                 for column, into in zip(columns.unbind(1), total.unbind(1), strict=True):
-                    add(self._pushed(item, pieces(column, risk, sizes)), into, sizes, weight=item.size)
+                    image = self._pushed(item, pieces(column, self.parameters))
+                    add(image, into, self.parameters, weight=item.size)
                 risk.spend(self._FORWARD * columns.shape[1], item.size)
         return total
 
@@ -242,9 +242,9 @@ class RiskOperator(Operator):
 
     def _accumulate(self, product: Product, columns: Tensor, total: Tensor, *, weight: int, keep: bool) -> None:
         """Add ``weight`` times the product of one batch with ``columns`` to ``total``."""
-        sizes, last = self.layout.sizes, columns.shape[1] - 1
-        for j, (column, into) in enumerate(zip(columns.unbind(1), total.unbind(1), strict=True)):
+        last = columns.shape[1] - 1
+        for j in range(columns.shape[1]):
             with without_autocast(self.device):
-                image = product(pieces(column, self.risk, sizes), keep=keep or j < last)
-            add(image, into, sizes, weight=weight)
+                image = product(pieces(columns.select(1, j), self.parameters), keep=keep or j < last)
+            add(image, total.select(1, j), self.parameters, weight=weight)
         self.risk.spend(product.cost * columns.shape[1], weight)

@@ -8,6 +8,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 import torch
+from torch._utils import _unflatten_dense_tensors
 
 from flatmin.curvature.operators.routes import kinks_behind
 from flatmin.errors import ArgumentTypeError, NonFiniteError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _RATIO = 4.0  # between the steps of the ladder
 _RUNGS = 5  # up or down
 _UNSETTLED = 0.05
+_SMALL = 2**16  # elements, up to which a copy costs less than the calls that save it
 
 
 class Line:
@@ -111,15 +113,15 @@ class Differences:
             return f"{known}; across the kinks of {', '.join(self.kinks)}, which autodiff does not see)"
         return f"{known}{', which does not settle' if self.error > _UNSETTLED else ''})"
 
-    def multiply(self, columns: Tensor, sizes: list[int], cost: float) -> Tensor:
+    def multiply(self, columns: Tensor, cost: float) -> Tensor:
         """Return the sum over batches of their size times the product with ``columns``, in wide numbers.
 
         Args:
             columns: Vectors, (d, m).
-            sizes: Numbers of coordinates of the parameters.
             cost: What a product costs, in gradients of a batch.
         """
         total = torch.zeros_like(columns, dtype=accumulation_dtype(columns.device))
+        parameters = list(self._risk.parameters.values())
         lengths = columns.to(total.dtype).norm(dim=0).tolist()
         with self._risk.observed(differentiable=True, once=True), closing(Line(self._risk)) as line:
             self._risk.check_weights()
@@ -127,11 +129,11 @@ class Differences:
                 for j, length in enumerate(lengths):
                     if length == 0:
                         continue
-                    line.vector = pieces(columns[:, j], self._risk, sizes)
+                    line.vector = pieces(columns[:, j], parameters)
                     if self.error is None:
                         self._settle(item, line, length, cost)
                     image = self._difference(item, line, (self.step or 1.0) / length)
-                    add(image, total[:, j], sizes, weight=item.size)
+                    add(image, total[:, j], parameters, weight=item.size)
                     self._risk.spend(cost, item.size)
         return total
 
@@ -183,10 +185,14 @@ class Differences:
         return max(torch.finfo(p.dtype).eps for p in weights) ** (1 / 3) * (size or 1.0)
 
 
-def pieces(column: Tensor, risk: EmpiricalRisk, sizes: list[int]) -> list[Tensor]:
-    """Return a vector as one tensor a parameter, of its type and on its device."""
-    parts = zip(column.split(sizes), risk.parameters.values(), strict=True)
-    return [piece.view_as(parameter).to(parameter) for piece, parameter in parts]
+def pieces(column: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return a vector as one tensor a parameter, of its shape and type and on its device."""
+    parts = _unflatten_dense_tensors(
+        column.contiguous(), parameters
+    )  # a column of a block is not, and products would copy it each
+    if all(p.dtype == column.dtype and p.device == column.device for p in parameters):
+        return list(parts)
+    return [part.to(parameter) for part, parameter in zip(parts, parameters, strict=True)]
 
 
 def halved(ahead: Sequence[Tensor | None], behind: Sequence[Tensor | None], s: float) -> list[Tensor | None]:
@@ -195,13 +201,15 @@ def halved(ahead: Sequence[Tensor | None], behind: Sequence[Tensor | None], s: f
     return [None if a is None or b is None else dense(a - b).div_(2 * s) for a, b in pairs]
 
 
-def add(image: Sequence[Tensor | None], total: Tensor, sizes: list[int], *, weight: float) -> None:
+def add(image: Sequence[Tensor | None], total: Tensor, parameters: Sequence[Tensor], *, weight: float) -> None:
     """Add ``weight`` times one tensor a parameter, None being zero, to a vector."""
-    pairs = [(into, part) for into, part in zip(total.split(sizes), image, strict=True) if part is not None]
-    if pairs:
-        intos = [into for into, _ in pairs]
-        parts = [part.detach().reshape(-1).to(total) for _, part in pairs]
-        torch._foreach_add_(intos, parts, alpha=weight)
+    whole = [part.reshape(-1) for part in image if part is not None]
+    if total.numel() < _SMALL and len(whole) == len(parameters):
+        total.add_(torch.cat(whole).to(total), alpha=weight)
+        return
+    for into, part in zip(_unflatten_dense_tensors(total, parameters), image, strict=True):
+        if part is not None:
+            into.add_(part.to(total), alpha=weight)
 
 
 def flat(image: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:

@@ -22,6 +22,7 @@ from flatmin.optim.attachment.reach import require_reach
 from flatmin.optim.attachment.trace import TraceWitness
 from flatmin.optim.attachment.watch import Graph, GraphWatch
 from flatmin.perturb import Hosts
+from flatmin.perturb.observation import is_measuring
 
 _NOTHING_SMOOTHED = (
     "A step was taken without a training forward pass of the attached model since the step before, so that nothing was "
@@ -84,7 +85,7 @@ class Smoother(GraphWatch):
     def before_forward(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:  # noqa: ARG002
         """Displace the weights for training, unless an earlier pass still needs them where they are."""
         self._running.append(None)
-        if not (module.training and torch.is_grad_enabled()):
+        if not (module.training and torch.is_grad_enabled()) or is_measuring():
             self._pause()
             return
         graph = self.begin()  # first, so that nothing that ends meanwhile can put the weights back
