@@ -142,10 +142,7 @@ class EmpiricalRisk:
     def evaluate(self, item: Batch, *, finite: bool = True, again: bool = True) -> BatchLoss:
         """Return a batch with its mean loss at the present weights, from the random states it was read at.
 
-        Args:
-            item: The batch.
-            finite: See :meth:`losses`.
-            again: Whether random numbers may have been drawn since it was read.
+        These are put back if it is evaluated ``again``, since when numbers may have been drawn.
 
         Raises:
             NonFiniteError: The loss is NaN or infinite, and ``finite`` is asked for.
