@@ -13,6 +13,9 @@ import pytest
 
 import flatmin
 from flatmin_lab import cli, commands
+from flatmin_lab.data.examples import DATA
+from flatmin_lab.methods import METHODS
+from flatmin_lab.tasks import TASKS
 from small_runs import ENVIRONMENT, finish, start
 
 SMALL = ("--methods", "sgd", "--tasks", "digits-clean", "--seeds", "1", "--budget", "2", "--workers", "1")
@@ -59,8 +62,8 @@ finally:
 @pytest.mark.parametrize(
     ("command", "names"),
     [
-        ("compare", (*commands.METHODS, *commands.TASKS, "--methods", "--workers", "--json")),
-        ("measure", (*commands.DATA, "--trace", "--eigenvalues", "--gap", "--data-root", "FLATMIN_DATA")),
+        ("compare", (*METHODS, *TASKS, "--methods", "--workers", "--json")),
+        ("measure", (*DATA, "--trace", "--eigenvalues", "--gap", "--data-root", "FLATMIN_DATA")),
     ],
 )
 def test_help_names_everything_there_is_and_loads_no_torch(command, names):

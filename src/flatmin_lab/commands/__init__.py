@@ -1,0 +1,13 @@
+"""The commands of ``flatmin``: each is a class whose fields are its options, in a file of its own.
+
+A new command is added to `Command` and nowhere else. What a command needs is imported where it runs, so that help
+appears at once.
+"""
+
+from flatmin_lab.commands.compare import Compare
+from flatmin_lab.commands.measure import Measure
+from flatmin_lab.commands.report import Report
+
+Command = Compare | Measure | Report
+
+__all__ = ["Command", "Compare", "Measure", "Report"]

@@ -1,0 +1,76 @@
+"""``flatmin compare``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from flatmin_lab.methods import METHODS
+from flatmin_lab.tasks import TASKS
+
+DEFAULT_FOLDER = Path("runs/compare")
+
+_METHODS_HELP = f"What to compare: {', '.join(f'{m.name} ({m.label})' for m in METHODS.values())}."
+_TASKS_HELP = f"On what: {'; '.join(f'{t.name} ({t.summary})' for t in TASKS.values())}."
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train with each method on each task over paired seeds; print a table and write a report.
+
+    Every method gets the same number of gradient evaluations, and sigma and rho are chosen on validation data alone.
+
+    Attributes:
+        methods: What to compare.
+        tasks: On what.
+        seeds: Paired seeds. With fewer than six the exact test cannot reach p = 0.05.
+        budget: Gradient evaluations of each run, the same for every method.
+        out: The run folder: new, empty, or one to continue.
+        workers: Processes; one for each core if not given. The numbers do not depend on it.
+        device: Where to train, as torch names it: cpu, cuda, cuda:1, mps.
+        json: Print the result as JSON, and nothing else, on standard output.
+    """
+
+    methods: Annotated[tuple[str, ...], tyro.conf.arg(help=_METHODS_HELP)] = tuple(METHODS)
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(help=_TASKS_HELP)] = tuple(TASKS)
+    seeds: int = 8
+    budget: int = 1200
+    out: Path = DEFAULT_FOLDER
+    workers: int | None = None
+    device: str = "cpu"
+    json: bool = False
+
+    def run(self) -> None:
+        """Do it."""
+        from rich.console import Console
+
+        from flatmin_lab.commands.present import present
+        from flatmin_lab.compare import check, compare
+        from flatmin_lab.progress import Display
+        from flatmin_lab.spec import CompareSpec
+        from flatmin_lab.store import Store
+
+        asked = CompareSpec(
+            tasks=tuple(dict.fromkeys(self.tasks)),
+            methods=tuple(dict.fromkeys(self.methods)),
+            seeds=self.seeds,
+            budget=self.budget,
+            device=self.device,
+        )
+        workers = _num_cores() if self.workers is None else self.workers
+        check(asked, workers)
+        display = Display(Console(stderr=True))
+        with Store(self.out, display.note) as store:
+            with display:
+                comparison = compare(asked, store, workers=workers, watch=display)
+            present(comparison, store, as_json=self.json)
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

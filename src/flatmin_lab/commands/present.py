@@ -1,0 +1,55 @@
+"""What the commands print when they are done: a table and where the report is, or JSON alone."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flatmin_lab.measure import Sheet
+    from flatmin_lab.spec import Comparison
+    from flatmin_lab.store import Store
+
+
+def present(comparison: Comparison, store: Store, *, as_json: bool) -> None:
+    """Show a comparison."""
+    from rich.console import Console
+
+    from flatmin_lab.compare import publish
+    from flatmin_lab.report.table import console_table
+
+    files = publish(comparison, store)
+    if as_json:
+        print(_as_json(comparison, files))  # noqa: T201  (the result)
+        return
+    console = Console()
+    console.print(console_table(comparison))
+    console.print(f"Report: {files['report']}", highlight=False, soft_wrap=True)
+
+
+def present_sheet(sheet: Sheet, folder: Path, *, as_json: bool) -> None:
+    """Show a measurement."""
+    from rich.console import Console
+
+    from flatmin_lab.report.measured import publish_sheet, sheet_table
+
+    files = publish_sheet(sheet, folder)
+    if as_json:
+        everything = {**sheet.to_dict(), "files": {name: str(path) for name, path in files.items()}}
+        print(json.dumps(everything, indent=2, allow_nan=False))  # noqa: T201  (the result)
+        return
+    console = Console()
+    console.print(sheet_table(sheet))
+    console.print(f"Report: {files['report']}", highlight=False, soft_wrap=True)
+
+
+def _as_json(comparison: Comparison, files: dict[str, Path]) -> str:
+    """The summary for programs: strict JSON, in which what is not known is null."""
+    from flatmin_lab.report.table import summary_frame
+
+    everything: dict[str, Any] = comparison.model_dump(mode="json", include={"spec", "selections", "environment"})
+    everything["summary"] = json.loads(summary_frame(comparison).to_json(orient="records") or "[]")
+    everything["files"] = {name: str(path) for name, path in files.items()}
+    return json.dumps(everything, indent=2, allow_nan=False)
