@@ -216,7 +216,7 @@ def _as_record(
         stochastic_test_error=noisy,
         hold_out=hold_out,
         vacuous=certificate.vacuous,
-        paragraph=str(certificate),
+        paragraph=" ".join(str(certificate).split()),
         environment=environment(),
     )
 

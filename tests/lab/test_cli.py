@@ -15,6 +15,7 @@ import flatmin
 from flatmin_lab import cli, commands
 from flatmin_lab.data.examples import DATA
 from flatmin_lab.methods import METHODS
+from flatmin_lab.recipes.registry import CERTIFICATES
 from flatmin_lab.tasks import TASKS
 from small_runs import ENVIRONMENT, finish, start
 
@@ -45,6 +46,7 @@ def test_commands_and_options_are_these():
             "out",
             "json",
         ],
+        "Certify": ["what", "sigma", "delta", "passes", "seed", "data_root", "out", "json"],
         "Report": ["folder", "json"],
     }
 
@@ -63,6 +65,7 @@ finally:
     ("command", "names"),
     [
         ("compare", (*METHODS, *TASKS, "--methods", "--workers", "--json")),
+        ("certify", (*CERTIFICATES, "--sigma", "--delta", "--data-root")),
         ("measure", (*DATA, "--trace", "--eigenvalues", "--gap", "--data-root", "FLATMIN_DATA")),
     ],
 )

@@ -4,10 +4,11 @@ A new command is added to `Command` and nowhere else. What a command needs is im
 appears at once.
 """
 
+from flatmin_lab.commands.certify import Certify
 from flatmin_lab.commands.compare import Compare
 from flatmin_lab.commands.measure import Measure
 from flatmin_lab.commands.report import Report
 
-Command = Compare | Measure | Report
+Command = Compare | Measure | Certify | Report
 
-__all__ = ["Command", "Compare", "Measure", "Report"]
+__all__ = ["Certify", "Command", "Compare", "Measure", "Report"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from flatmin_lab.certification import CertificateRecord
     from flatmin_lab.measure import Sheet
     from flatmin_lab.spec import Comparison
     from flatmin_lab.store import Store
@@ -43,6 +44,42 @@ def present_sheet(sheet: Sheet, folder: Path, *, as_json: bool) -> None:
     console = Console()
     console.print(sheet_table(sheet))
     console.print(f"Report: {files['report']}", highlight=False, soft_wrap=True)
+
+
+def present_certificate(record: CertificateRecord, *, as_json: bool) -> None:
+    """Show a certificate beside what it is compared with."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if as_json:
+        print(record.model_dump_json(indent=2))  # noqa: T201  (the result)
+        return
+    table = Table(title=f"{record.what}, seed {record.seed}")
+    table.add_column("what")
+    table.add_column("error", justify="right")
+    for name, value in certificate_rows(record):
+        table.add_row(name, value)
+    console = Console()
+    console.print(table)
+    console.print(record.paragraph, highlight=False)
+
+
+def certificate_rows(record: CertificateRecord) -> list[tuple[str, str]]:
+    """Return the rows of a certificate's table: names and numbers."""
+    level = f"{100 * record.confidence:g} %"
+    rows = [
+        (f"certified, networks drawn from the posterior ({record.bound}, {level})", record.risk),
+        (f"certified, one network drawn ({level})", record.single_draw),
+        ("on the examples, networks drawn", record.empirical_risk),
+        ("on the examples, networks drawn: upper end", record.monte_carlo_upper),
+        ("on test data, networks drawn (no certificate)", record.stochastic_test_error),
+        ("on test data, the weights themselves (no certificate)", record.test_error),
+        (f"certified, clamped cross-entropy scaled to [0, 1] ({level})", record.cross_entropy),
+    ]
+    if record.hold_out is not None:
+        rows.append((f"hold-out bound, for comparison ({level})", record.hold_out))
+    rows += [(f"inequality {name} instead", value) for name, value in record.other_bounds.items()]
+    return [(name, "vacuous" if value >= 0.995 else f"{value:.4f}") for name, value in rows]
 
 
 def _as_json(comparison: Comparison, files: dict[str, Path]) -> str:
