@@ -97,8 +97,7 @@ def top_eigenvalues(
         >>> [round(value, 3) for value in top_eigenvalues(A, k=2).values.tolist()]
         [-5.0, 3.0]
     """
-    space = operator if isinstance(operator, Krylov) else None
-    counted = Counted(operator) if space is None else space.counted
+    counted = operator.counted if isinstance(operator, Krylov) else Counted(operator)
     scores = _SCORES[choice("which", which, _SCORES)]
     wanted = whole("k", k, minimum=1, hint="It is the number of eigenvalues.") * len(scores)
     if wanted > counted.d:
@@ -116,7 +115,7 @@ def top_eigenvalues(
     )
 
     with counted.session():
-        space = Krylov(counted, width=width, seed=seed) if space is None else space
+        space = operator if isinstance(operator, Krylov) else Krylov(counted, width=width, seed=seed)
         while not (settled := _settled(space, k, tol, scores)):
             space.restart(width)
             if not 0 < space.num_next <= budget - space.size:
@@ -136,8 +135,17 @@ def eigenpairs(space: Krylov, k: int, *, which: Which = "magnitude", converged: 
         errors=ritz.errors[chosen],
         layout=layout if isinstance(layout, Layout) else None,  # tensors have one of another kind
         converged=converged,
+        seed=space.seed,
         **space.counted.cost(),
     )
+
+
+def known_eigenpairs(space: Krylov, *, tol: float = 1e-3) -> EigenPairs:
+    """Return the pairs of largest magnitude that a Krylov space knows to ``tol``, as many as there are in a row."""
+    ritz = Ritz.of(space)
+    order = _order(ritz.values, torch.abs)
+    known = ritz.residuals[order] <= (tol * ritz.values[order].abs()).clamp(min=ritz.rounding)
+    return eigenpairs(space, int(known.int().cumprod(0).sum()))
 
 
 def _order(values: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:

@@ -44,6 +44,7 @@ class Krylov:
 
     Attributes:
         counted: The operator, with its account.
+        seed: Seed of the random vectors.
         restricted: T = V'AV, shape (m, m), on the CPU.
         coupling: C, shape (``num_next``, m).
         eps: Rounding unit of the type the basis is kept in.
@@ -79,6 +80,7 @@ class Krylov:
             self._avoided.append(avoid.T.to(self.counted.device, dtype).contiguous())
         self._chain = 0  # where the present chain of products begins
         self._largest = 0.0  # the longest A v so far, a lower bound of the norm of A
+        self.seed = seed
         self._stream, self._drawn = Stream(seed).child(_STREAM), 0
         self.restricted = torch.zeros(0, 0, dtype=self._wide)
         self._next, self.coupling = self._basis.combine(self.restricted), self.restricted
