@@ -11,8 +11,9 @@ from curvature_cases import case
 from flatmin.curvature import Hessian, trace
 from flatmin.curvature.layerwise import Layer, LayerwiseResult, layerwise
 from flatmin.curvature.results import TraceEstimate, student_quantile
+from flatmin.curvature.spectrum import SpectralDensity
 from flatmin.errors import ArgumentError, ArgumentTypeError
-from flatmin.landscape.curvature_plots import plot_layers, plot_trace
+from flatmin.landscape.curvature_plots import plot_density, plot_layers, plot_trace
 
 mpl.use("agg")
 
@@ -142,3 +143,58 @@ def test_layers_without_shares_are_refused():
         plot_layers(LayerwiseResult(quantity="top_eigenvalues", layers=tuple(rows), num_matvecs=1))
     with pytest.raises(ArgumentTypeError, match="what layerwise"):
         plot_layers([1.0])
+
+
+def density(outliers=(5.0, 8.0), d=100):
+    """Two probes that say nearly the same of a bulk around 0 and 1."""
+    nodes = torch.tensor([[0.0, 1.0], [0.0, 1.1]], dtype=torch.float64)
+    rest = (d - len(outliers)) / d
+    weights = rest * torch.tensor([[0.9, 0.1], [0.8, 0.2]], dtype=torch.float64)
+    known = torch.tensor(outliers, dtype=torch.float64)
+    return SpectralDensity(nodes=nodes, weights=weights, outliers=known, dimension=d, num_matvecs=4)
+
+
+def test_the_area_under_the_density_is_the_number_of_eigenvalues():
+    ax = plot_density(density(), width=0.1)
+    x, y = (torch.as_tensor(values, dtype=torch.float64) for values in ax.get_lines()[0].get_data())
+    y = y.nan_to_num()
+    assert float(torch.trapezoid(y[x < 3], x[x < 3])) == pytest.approx(98, rel=1e-3)
+    assert float(torch.trapezoid(y[x > 3], x[x > 3])) == pytest.approx(2, rel=0.05)  # less what lies below the axis
+    assert ax.get_yscale() == "log"
+    assert legend(ax) == ["density, smoothed by 0.1", "2 known eigenvalues", "95 % band"]
+    ax.figure.canvas.draw()
+
+
+def test_known_eigenvalues_are_marked_where_they_are():
+    ax = plot_density(density(), width=0.1)
+    assert list(ax.get_lines()[1].get_xdata()) == [5.0, 8.0]
+    single = 1 / (math.sqrt(2 * math.pi) * 0.1)
+    assert ax.get_ylim()[0] == pytest.approx(single / 10)
+    x, y = ax.get_lines()[0].get_data()
+    assert max(height for place, height in zip(x, y) if 7.9 < place < 8.1) == pytest.approx(single, rel=1e-3)
+    assert all(math.isnan(height) for place, height in zip(x, y) if 6 < place < 7)  # a gap, and no line
+
+
+@pytest.mark.parametrize(("outliers", "words"), [((), 2), ((5.0,), 3)])
+def test_few_known_eigenvalues(outliers, words):
+    ax = plot_density(density(outliers))
+    assert len(legend(ax)) == words
+    assert ("a known eigenvalue" in legend(ax)) == bool(outliers)
+
+
+def test_the_band_holds_the_curve():
+    ax = plot_density(density(), width=0.1)
+    (band,) = ax.collections
+    corners = band.get_paths()[0].vertices
+    x, y = ax.get_lines()[0].get_data()
+    for place, height in zip(x[::50], y[::50]):
+        if not math.isnan(height):
+            around = corners[corners[:, 0] == place][:, 1]
+            assert around.min() <= height <= around.max()
+
+
+def test_what_is_no_density_is_refused():
+    with pytest.raises(ArgumentTypeError, match="what spectral_density"):
+        plot_density([1.0])
+    with pytest.raises(ArgumentError, match="width is 0"):
+        plot_density(density(), width=0.0)

@@ -19,14 +19,17 @@ ALONE = {"trace": False, "eigenvalues": 0, "density": False, "layers": False}
 
 
 def numbers(found):
-    """Everything that was measured but for what it cost: graphs are built again after an interruption."""
+    """Everything that was measured, one number after the other.
 
-    def without_cost(record):
+    Not what it cost, since graphs are built again after an interruption, and not words.
+    """
+
+    def flat(record):
         if isinstance(record, dict):
-            return {key: without_cost(item) for key, item in record.items() if key not in ("gradients", "spent")}
-        return [without_cost(item) for item in record] if isinstance(record, list) else record
+            return [x for key, item in record.items() if key not in ("gradients", "spent") for x in flat(item)]
+        return [x for item in record for x in flat(item)] if isinstance(record, list) else [record]
 
-    return without_cost(found.to_dict())
+    return [x for x in flat(found.to_dict()) if isinstance(x, (int, float))]
 
 
 def blocks(H, layout):
@@ -59,7 +62,7 @@ def test_what_is_piecewise_linear_is_exact_and_costs_no_probe():
     assert found.trace.value == pytest.approx(float(H.trace()), rel=1e-10)
     assert (found.trace.stderr, found.trace.method, found.trace.num_matvecs) == (0.0, "exact", 0)
     assert set(found.spent) == {"layers"}  # which the trace is the sum of
-    assert found.gradients < 4
+    assert found.gradients < 5
 
 
 def test_layers_that_are_known_well_enough_make_the_trace():
@@ -81,6 +84,21 @@ def test_a_krylov_space_of_the_trace_gives_the_eigenvalues_as_well():
     assert torch.allclose(found.eigenvalues.values, alone.values, rtol=2e-3)
     assert found.eigenvalues.vectors.shape == alone.vectors.shape
     assert found.gradients == pytest.approx(found.trace.gradients)
+
+
+def test_the_density_counts_known_eigenvalues_as_they_are():
+    model, loss_fn, batches = case("gelu")
+    found = measure(
+        model, loss_fn, batches, eigenvalues=3, density={"num_probes": 20, "num_matvecs": 400}, layers=False
+    )
+    assert found.density.outliers.tolist() == found.eigenvalues.values.tolist()
+    H = dense_hessian(model, loss_fn, batches)
+    assert abs(found.density.trace.value - float(H.trace())) < 4 * found.density.trace.stderr
+    values = torch.linalg.eigvalsh(H).abs()
+    large = int((values > values.max() / 100).sum())
+    assert abs(found.num_large.value - large) < 4 * found.num_large.stderr
+    with pytest.raises(ArgumentError, match="the density was not measured"):
+        _ = measure(model, loss_fn, batches, **ALONE | {"layers": True}).num_large
 
 
 def test_the_gap_is_that_of_perturbation_gap():
@@ -128,7 +146,7 @@ def test_interrupted_anywhere_it_goes_on_and_gives_the_same_numbers(after):
         measure(*case("tanh"), **SETTINGS, store=store)
     kept = dict(store)
     again = measure(*case("tanh"), **SETTINGS, store=kept)
-    assert numbers(again) == numbers(whole)
+    assert numbers(again) == pytest.approx(numbers(whole), rel=1e-6)  # differences settle on their step again
     assert again.gradients <= whole.gradients + 4
     assert all(key.split("-")[0] in ("trace", "eigenvalues", "density", "layers", "gap") for key in kept)
 
@@ -214,7 +232,7 @@ def test_it_prints_as_a_table():
     lines = str(found).splitlines()
     assert lines[0] == f"38 parameters, 12 examples, loss {found.loss:.4g}"
     assert lines[1] == f"trace         {found.trace.value:.6g} exactly"
-    assert [line.split()[0] for line in lines[1:]] == ["trace", "eigenvalues", "layers", "gap"]
+    assert [line.split()[0] for line in lines[1:]] == ["trace", "eigenvalues", "density", "layers", "gap"]
     assert repr(found).startswith("Measurement(38 parameters, trace, eigenvalues, ")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING
 
 import torch
 
 from flatmin.curvature.layerwise import LayerwiseResult
 from flatmin.curvature.results import TraceEstimate, plus_minus, student_quantile
+from flatmin.curvature.spectrum import SpectralDensity
 from flatmin.errors import ArgumentError, ArgumentTypeError
 from flatmin.landscape.plots import CURVE, FAINT, MARK, finish, new_axes
 
@@ -36,7 +38,7 @@ def plot_trace(estimate: TraceEstimate, ax: Axes | None = None, *, confidence: f
 
     Example:
         >>> from flatmin.curvature import trace
-        >>> plot_trace(trace(torch.ones(9, 9), num_matvecs=20)).get_xlabel()
+        >>> plot_trace(trace(torch.ones(9, 9), num_matvecs=20, method="hutchinson")).get_xlabel()
         'draws'
     """
     if not isinstance(estimate, TraceEstimate):
@@ -63,6 +65,51 @@ def plot_trace(estimate: TraceEstimate, ax: Axes | None = None, *, confidence: f
     low, high = float((middle - half)[first:].min()), float((middle + half)[first:].max())
     ax.set(xlabel="draws", ylabel="trace", xlim=(x[0], x[-1]))
     ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low)) if high > low else None
+    finish(ax)
+    return ax
+
+
+def plot_density(density: SpectralDensity, ax: Axes | None = None, *, width: float | None = None) -> Axes:
+    r"""Draw how many eigenvalues there are, on a logarithmic axis, with the confidence band.
+
+    The height is :math:`\sum_i \mathcal N(x; \lambda_i, \sigma^2)`, eigenvalues per unit: the area under a piece of it
+    is their number. Eigenvalues that are known one by one are marked above. The axis ends below at a tenth of what a
+    single eigenvalue makes at its place.
+
+    Args:
+        density: What ``spectral_density`` returned.
+        ax: Axes of matplotlib to draw on. Default: those of a new figure.
+        width: Standard deviation σ of the smoothing. Default: the density's own.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ArgumentError: ``width`` is 0 or less.
+        ArgumentTypeError: ``density`` is something else.
+        MissingPackageError: matplotlib is not installed.
+    """
+    if not isinstance(density, SpectralDensity):
+        raise ArgumentTypeError(f"density is {density!r}, but what spectral_density(H) returned is needed.")
+    d, grid = density.dimension, density.grid(width)
+    smoothing = density.width if width is None else width
+    ends = [end + sign * smoothing * torch.linspace(0, 4, 33) for end, sign in ((grid.min(), -1), (grid.max(), 1))]
+    band = density.density(torch.cat([*ends, grid]).unique(), width)
+    ax = new_axes() if ax is None else ax
+    single = 1 / (math.sqrt(2 * math.pi) * band.width)  # the peak that one eigenvalue makes
+    floor = single / 10
+    x, value, lower, upper = (t.numpy() for t in (band.x, *(d * t for t in (band.value, band.lower, band.upper))))
+    seen = value.copy()
+    seen[value < floor] = math.nan  # a gap, and no line along the axis
+    ax.plot(x, seen, color=CURVE, linewidth=1.4, label=f"density, smoothed by {band.width:.2g}")
+    if len(density.outliers):
+        known = density.outliers.tolist()
+        marks = ax.get_xaxis_transform()  # x in units of the eigenvalues, y of the axes
+        count = f"{len(known)} known eigenvalues" if len(known) > 1 else "a known eigenvalue"
+        ax.plot(known, [0.985] * len(known), "v", color=MARK, markersize=4.5, transform=marks, label=count)
+    ax.fill_between(x, lower.clip(floor), upper.clip(floor), color=CURVE, alpha=0.22, linewidth=0, label="95 % band")
+    ax.set(yscale="log", xlabel="eigenvalue", ylabel="eigenvalues per unit")
+    ax.set_ylim(floor, 4 * max(float(upper.max()), single))
     finish(ax)
     return ax
 
@@ -115,8 +162,3 @@ def plot_layers(layers: LayerwiseResult, ax: Axes | None = None, *, most: int = 
 
 def _final(estimate: TraceEstimate) -> str:
     return f"in the end: {plus_minus(estimate.value, estimate.stderr)}"
-
-
-def plot_density(density: Any, ax: Axes | None = None) -> Axes:
-    """Draw."""
-    raise NotImplementedError

@@ -6,10 +6,13 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
 from flatmin.curvature.layerwise import Layer, LayerwiseResult
 from flatmin.curvature.layout import Layout
 from flatmin.curvature.results import EigenPairs, Estimate, TraceEstimate, plus_minus
-from flatmin.errors import DataError
+from flatmin.curvature.spectrum import SpectralDensity
+from flatmin.errors import ArgumentError, DataError
 from flatmin.measures.gap import GapEstimate
 from flatmin.measures.records import from_record, to_record
 
@@ -56,7 +59,7 @@ class Measurement:
     num_parameters: int
     trace: TraceEstimate | None = None
     eigenvalues: EigenPairs | None = None
-    density: Any = None
+    density: SpectralDensity | None = None
     layers: LayerwiseResult | None = None
     gap: GapEstimate | None = None
     spent: Mapping[str, Spent] = field(default_factory=dict)
@@ -65,6 +68,22 @@ class Measurement:
     def gradients(self) -> float:
         """What was spent in all, in gradients of all the data; what parts shared counts once."""
         return sum(part.gradients for part in self.spent.values())
+
+    @property
+    def num_large(self) -> Estimate:
+        """The number of eigenvalues whose magnitude exceeds 1 % of the largest: how many directions are not flat.
+
+        Raises:
+            ArgumentError: The density was not measured.
+        """
+        if self.density is None:
+            raise ArgumentError(
+                "the density was not measured, so eigenvalues cannot be counted: measure(density=True)."
+            )
+        seen = torch.cat([self.density.nodes[self.density.weights > 0], self.density.outliers])
+        bound = float(seen.abs().max()) / 100
+        d, flat = self.density.dimension, self.density.mass_between(-bound, bound, width=0.0)
+        return Estimate(value=d * (1 - flat.value), stderr=d * flat.stderr)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON has it, without the eigenvectors; NaN and infinity as texts."""
@@ -105,6 +124,9 @@ class Measurement:
             )
         if self.eigenvalues is not None:
             yield "eigenvalues", ", ".join(f"{value:.4g}" for value in self.eigenvalues.values.tolist())
+        if self.density is not None:
+            number = self.num_large
+            yield "density", f"{plus_minus(number.value, number.stderr)} eigenvalues beyond 1 % of the largest"
         if self.layers is not None:
             first = sorted(self.layers, key=lambda layer: abs(layer.share), reverse=True)[:3]
             yield "layers", ", ".join(f"{layer.name} {100 * layer.share:.3g} %" for layer in first) + ", ..."
@@ -114,6 +136,16 @@ class Measurement:
 
 KINDS: dict[str, type] = {
     kind.__name__: kind
-    for kind in (Measurement, Estimate, TraceEstimate, EigenPairs, LayerwiseResult, Layer, GapEstimate, Layout)
+    for kind in (
+        Measurement,
+        Estimate,
+        TraceEstimate,
+        EigenPairs,
+        SpectralDensity,
+        LayerwiseResult,
+        Layer,
+        GapEstimate,
+        Layout,
+    )
 }
 """The classes that a record of a measurement is made of."""

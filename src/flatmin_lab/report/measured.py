@@ -109,6 +109,10 @@ def rows(sheet: Sheet) -> Iterator[Row]:
         gap, smoothed = found.gap, found.gap.trace
         yield Row("Perturbation gap", precise(gap.value, gap.stderr), f"σ = {gap.sigma:g}", _cost(found, "gap"))
         yield Row("Smoothed trace", precise(smoothed.value, smoothed.stderr), "2 · gap / σ²")
+    if found.density is not None:
+        large = found.num_large
+        how = f"beyond 1 % of the largest, of {found.num_parameters:,}"
+        yield Row("Large eigenvalues", precise(large.value, large.stderr), how, _cost(found, "density"))
     if found.layers is not None:
         largest = sorted(found.layers, key=lambda layer: abs(layer.share), reverse=True)[:_LARGEST]
         for i, layer in enumerate(largest):
@@ -138,9 +142,11 @@ def sheet_table(sheet: Sheet) -> Table:
     table.add_column("How", overflow="fold")
     table.add_column("Cost", style="dim", no_wrap=True)
     for row in rows(sheet):
-        table.add_row(row.name, row.value, row.how, row.cost)
+        table.add_row(row.name, row.value, row.how, row.cost.replace("gradients", "G"))
     total = sum(part.seconds for part in found.spent.values())
-    table.caption = " ".join([f"{found.gradients:.3g} gradients in all, {_seconds(total)}.", *sheet.notes])
+    table.caption = " ".join(
+        [f"{found.gradients:.3g} G in all, {_seconds(total)}; G: a gradient of these examples.", *sheet.notes]
+    )
     table.caption_justify = "left"
     return table
 
@@ -156,8 +162,8 @@ def drawings(found: Measurement) -> Iterator[Drawing]:
                 figure,
                 "Density of the Hessian's eigenvalues on a logarithmic axis, with its confidence band",
                 "How many of the Hessian's eigenvalues lie where, smoothed; the band holds the truth with 95 % "
-                "confidence. The axis is logarithmic: nearly all eigenvalues lie near zero, and the few far right "
-                "carry most of the trace.",
+                "confidence. The axis is logarithmic: nearly all eigenvalues lie near zero; "
+                "triangles mark those that are known one by one.",
             )
         if found.trace is not None and found.trace.samples is not None and found.trace.samples.numel() > 2:
             figure, axes = panel(5.4, 3.6)
