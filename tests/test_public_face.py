@@ -9,10 +9,15 @@ NAMES = """
     NSO WPSGD SAM USAM ASAM RSAM BSAM RandomlySmoothed SharpnessAware Plain
     attach Attachment AutoSigma optimal_sigma find_sigma find_rho RadiusSearch
     LabelNoise TargetNoise DistancePenalty DistanceProjection
-    Hessian trace top_eigenvalues perturbation_gap TraceEstimate EigenPairs GapEstimate
+    Hessian GGN FunctionalHessian EmpiricalFisher FiniteDifferenceHessian ForwardOnlyHessian
+    trace top_eigenvalues spectral_density layerwise diagonal frobenius_norm normalized_trace ggn_trace
+    perturbation_gap perturbation_trace measure
+    TraceEstimate EigenPairs SpectralDensity LayerwiseResult DiagonalEstimate FrobeniusEstimate GGNTrace
+    GapEstimate PerturbationTrace Measurement
+    certify certify_draw Certificate
     Binomial Gaussian Laplace Rademacher Uniform
-    compat flows gradient landscape schedules spread
-    ArgumentError ArgumentTypeError ClosureError DataError FlatminError NonFiniteError ProbeError
+    bounds compat curvature flows gradient landscape schedules spread
+    ArgumentError ArgumentTypeError ClosureError DataError FlatminError NonFiniteError ProbeError RankError
 """
 
 

@@ -2,6 +2,8 @@
 
 from flatmin.curvature.operators.algebra import Block, Projection, Sum
 from flatmin.curvature.operators.base import Operator
+from flatmin.curvature.operators.differences import FiniteDifferenceHessian
+from flatmin.curvature.operators.forward_only import ForwardOnlyGGN, ForwardOnlyHessian
 from flatmin.curvature.operators.hessian import FunctionalHessian, Hessian
 from flatmin.curvature.operators.outer import GGN, EmpiricalFisher
 from flatmin.curvature.operators.protocol import LinearOperator, dimension
@@ -11,6 +13,9 @@ __all__ = [
     "GGN",
     "Block",
     "EmpiricalFisher",
+    "FiniteDifferenceHessian",
+    "ForwardOnlyGGN",
+    "ForwardOnlyHessian",
     "FunctionalHessian",
     "Hessian",
     "LinearOperator",
