@@ -50,6 +50,7 @@ class MeasureSpec(Value):
     layers: bool = True
     gap: float | None = Field(default=None, description="sigma of the noise; None for no gap")
     rtol: float = Field(default=0.02, description="relative standard error of the trace to reach")
+    max_products: int = Field(default=1000, description="the most that the trace may take")
     seed: int = 0
     device: str = "cpu"
 
@@ -186,6 +187,7 @@ class Measuring:
             layers=spec.layers,
             gap=spec.gap,
             rtol=spec.rtol,
+            max_matvecs=spec.max_products,
             seed=spec.seed,
             progress=progress,
             store=Shelf(self.folder / _PARTS, self._note),

@@ -34,6 +34,7 @@ def test_commands_and_options_are_these():
             "layers",
             "gap",
             "rtol",
+            "max_products",
             "model",
             "head_seed",
             "data",

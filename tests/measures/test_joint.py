@@ -101,6 +101,14 @@ def test_the_density_counts_known_eigenvalues_as_they_are():
         _ = measure(model, loss_fn, batches, **ALONE | {"layers": True}).num_large
 
 
+def test_a_tolerance_that_cannot_be_met_is_told():
+    model, loss_fn, batches = case("tanh")
+    found = measure(model, loss_fn, batches, trace={"method": "hutchinson"}, rtol=1e-6, max_matvecs=40, eigenvalues=0)
+    assert not found.trace.converged
+    assert found.trace.num_matvecs <= 40
+    assert found.trace.stderr > 1e-6 * abs(found.trace.value)
+
+
 def test_the_gap_is_that_of_perturbation_gap():
     model, loss_fn, batches = case("tanh")
     found = measure(model, loss_fn, batches, **ALONE, gap=0.05, seed=3)
@@ -243,6 +251,7 @@ def test_it_prints_as_a_table():
         ({"eigenvalues": True}, ArgumentTypeError, "eigenvalues is True"),
         ({"rtol": 0}, ArgumentError, "rtol is 0"),
         ({"gap": -0.1}, ArgumentError, r"gap is -0\.1.*None measures no gap"),
+        ({"max_matvecs": 1}, ArgumentError, "max_matvecs is 1"),
         ({"seed": -1}, ArgumentError, "seed is -1"),
     ],
 )

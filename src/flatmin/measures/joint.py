@@ -57,6 +57,7 @@ def measure(
     layers: bool = True,
     gap: float | None = None,
     rtol: float = 0.02,
+    max_matvecs: int = 1000,
     seed: int = 0,
     mode: Mode = "eval",
     parameters: Mapping[str, Tensor] | None = None,
@@ -87,6 +88,8 @@ def measure(
         layers: Whether to measure the trace of each parameter's block.
         gap: Standard deviation σ of the noise whose gap is measured, in units of the weights; None for no gap.
         rtol: Relative standard error of the trace to reach.
+        max_matvecs: The most products for the trace. Where they do not suffice, as for a trace that is nearly zero
+            among eigenvalues of both signs, it comes with the error it has and is flagged as not converged.
         seed: Seed of everything random.
         mode: ``"eval"``: every module in evaluation mode; ``"current"``: as it stands.
         parameters: Where to measure, by name, for a model that is a function.
@@ -114,6 +117,7 @@ def measure(
     whole("eigenvalues", eigenvalues, minimum=0, hint="It is the number of eigenvalues; 0 for none.")
     whole("seed", seed, minimum=0, hint="It is the seed of everything random.")
     positive("rtol", rtol, hint="It is the relative standard error of the trace to reach, such as 0.02.")
+    whole("max_matvecs", max_matvecs, minimum=2, hint="It is the most products that the trace may take.")
     if gap is not None:
         positive("gap", gap, hint="It is the standard deviation of the noise; None measures no gap.")
     H = Hessian(model, loss_fn, batches, mode=mode, parameters=parameters, memory=memory)
@@ -126,7 +130,13 @@ def measure(
             settings = {"num_matvecs": _LAYER_PROBES, "seed": seed}
             found["layers"] = work.part("layers", settings, lambda: layerwise(trace_of, H, **settings))
         if trace:
-            options = {"rtol": rtol, "seed": seed, "k": k, **(trace if not isinstance(trace, bool) else {})}
+            options = {
+                "num_matvecs": max_matvecs,
+                "rtol": rtol,
+                "seed": seed,
+                "k": k,
+                **(trace if not isinstance(trace, bool) else {}),
+            }
             known = None if not layers or not isinstance(trace, bool) else _sum_of(found["layers"], rtol)
             found["trace"] = known or work.part("trace", options, lambda: trace_of(H, **options))
         if k:

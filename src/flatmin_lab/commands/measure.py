@@ -34,6 +34,7 @@ class Measure:
         layers: The trace of each layer's block, and its share.
         gap: The rise of the loss under noise of this standard deviation in the weights.
         rtol: Relative standard error of the trace to reach.
+        max_products: The most products for the trace; what they do not suffice for is told with its error.
         model: What the weights belong to; found by their names if not given.
         head_seed: For a transformer without a trained head: the seed of a fresh one.
         data: The examples; those that go with the model if not given.
@@ -54,6 +55,7 @@ class Measure:
     layers: bool = False
     gap: float | None = None
     rtol: float = 0.02
+    max_products: int = 1000
     model: str = "auto"
     head_seed: int | None = None
     data: Annotated[str | None, tyro.conf.arg(help=_DATA_HELP)] = None
@@ -94,6 +96,7 @@ class Measure:
             layers=self.layers or everything,
             gap=self.gap,
             rtol=self.rtol,
+            max_products=self.max_products,
             model=self.model,
             head_seed=self.head_seed,
             data=self.data,

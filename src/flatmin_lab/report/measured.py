@@ -214,7 +214,7 @@ def command(sheet: Sheet) -> str:
     spec = sheet.spec
     words = ["flatmin", "measure", spec.weights, "--data", spec.data or "", "--split", spec.split]
     words += ["--examples", str(spec.examples), "--batch-size", str(spec.batch_size)]
-    words += ["--trace", "--rtol", f"{spec.rtol:g}"] if spec.trace else []
+    words += ["--trace", "--rtol", f"{spec.rtol:g}", "--max-products", str(spec.max_products)] if spec.trace else []
     words += ["--eigenvalues", str(spec.eigenvalues)] if spec.eigenvalues else []
     words += [f"--{name}" for name in ("density", "layers") if getattr(spec, name)]
     words += [] if spec.gap is None else ["--gap", f"{spec.gap:g}"]
