@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import torch
 from pydantic import Field
 
 from flatmin.errors import ArgumentError, FlatminError
@@ -17,6 +16,7 @@ from flatmin_lab.data.examples import Examples, Wanted, load_examples
 from flatmin_lab.environment import environment
 from flatmin_lab.errors import StoreError
 from flatmin_lab.files import explained, write_whole
+from flatmin_lab.fit import accuracy, check_fit
 from flatmin_lab.lock import FolderLock
 from flatmin_lab.models.loading import Subject, load_subject
 from flatmin_lab.run import usable_device
@@ -197,7 +197,7 @@ class Measuring:
             kind=subject.kind,
             digest=subject.digest,
             notes=subject.notes,
-            accuracy=_accuracy(model, examples, device),
+            accuracy=accuracy(model, examples, device),
             available=examples.available,
             measurement=measurement,
             environment=environment(),
@@ -228,7 +228,7 @@ def prepare(spec: MeasureSpec, root: Path | None) -> tuple[MeasureSpec, Subject,
     data = spec.data or subject.data
     wanted = Wanted(data, spec.split, spec.examples, spec.batch_size, root, subject.seed)
     examples = load_examples(wanted, subject.tokenizer)
-    _check_fit(subject, examples, data)
+    check_fit(subject, examples, data)
     return spec.model_copy(update={"data": data}), subject, examples
 
 
@@ -237,38 +237,3 @@ def folder_for(spec: MeasureSpec) -> Path:
     path = Path(spec.weights).resolve()
     names = path.parts[-3:] if (path / "spec.json").is_file() else (path.stem if path.is_file() else path.name,)
     return Path("runs/measure") / "-".join(names)
-
-
-@torch.no_grad()
-def _accuracy(model: torch.nn.Module, examples: Examples, device: torch.device) -> float:
-    hits = 0
-    for batch in examples.batches:
-        logits, targets = _predicted(model, batch, device)
-        hits += int((logits.argmax(dim=1).cpu() == targets).sum())
-    return hits / examples.count
-
-
-def _predicted(model: torch.nn.Module, batch: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    if isinstance(batch, dict):
-        inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
-        return model(**inputs).logits, batch["labels"]
-    return model(batch[0].to(device)), batch[1]
-
-
-@torch.no_grad()
-def _check_fit(subject: Subject, examples: Examples, data: str) -> None:
-    """Raise ArgumentError where the model cannot read the examples."""
-    try:
-        logits, targets = _predicted(subject.model, examples.batches[0], torch.device("cpu"))
-        classes = logits.shape[1]
-    except (RuntimeError, IndexError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ArgumentError(
-            f"data is {data!r}, but the {subject.kind} cannot read these examples: {first_line}. Choose other data "
-            "with --data."
-        ) from error
-    if int(targets.max()) >= classes:
-        raise ArgumentError(
-            f"data is {data!r}, which has a class {int(targets.max())}, but the {subject.kind} knows {classes} "
-            "classes, counted from 0. Choose other data with --data."
-        )

@@ -1,6 +1,16 @@
-"""What there is to see of a minimum: the loss on a line or a plane, and what a radius does to it."""
+"""What there is to see of a minimum: the loss on a line or a plane, what a radius does to it, and its curvature."""
 
+from flatmin.landscape.curvature_plots import plot_density, plot_layers, plot_trace
 from flatmin.landscape.plots import plot_radius
 from flatmin.landscape.surface import Direction, Surface, random_directions, surface
 
-__all__ = ["Direction", "Surface", "plot_radius", "random_directions", "surface"]
+__all__ = [
+    "Direction",
+    "Surface",
+    "plot_density",
+    "plot_layers",
+    "plot_radius",
+    "plot_trace",
+    "random_directions",
+    "surface",
+]

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from flatmin.checks import positive, whole
 from flatmin.curvature.density import spectral_density
 from flatmin.curvature.eigenvalues import top_eigenvalues
-from flatmin.curvature.journal import Journal
 from flatmin.curvature.layerwise import layerwise
 from flatmin.curvature.operators import Hessian
 from flatmin.curvature.results import TraceEstimate
 from flatmin.curvature.trace import trace as trace_of
-from flatmin.distributed import local
 from flatmin.measures.gap import perturbation_gap
-from flatmin.measures.measurement import KINDS, Measurement, Spent
-from flatmin.measures.records import from_record, to_record
+from flatmin.measures.measurement import Measurement
+from flatmin.measures.parts import Progress, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, MutableMapping
@@ -36,14 +32,6 @@ if TYPE_CHECKING:
 _GAP_SAMPLES = 100
 _DENSITY = {"num_probes": 6, "num_matvecs": 96}  # 16 steps each: the outliers are known from elsewhere
 _LAYER_PROBES = 32  # fewer do not know their own error
-
-
-class Progress(Protocol):
-    """Told how far a part of a measurement is."""
-
-    def __call__(self, part: str, done: int, total: int | None) -> object:
-        """Take note that ``done`` of ``total`` steps are done; None where nobody knows how many there will be."""
-        ...
 
 
 def measure(
@@ -121,38 +109,28 @@ def measure(
     if gap is not None:
         positive("gap", gap, hint="It is the standard deviation of the noise; None measures no gap.")
     H = Hessian(model, loss_fn, batches, mode=mode, parameters=parameters, memory=memory)
+    found: dict[str, Any] = {}
+    k = min(eigenvalues, H.shape[0])
     with H.session():
-        work = _Work(H, store, progress)
-        found: dict[str, Any] = {}
-        k = min(eigenvalues, H.shape[0])
-        settings: dict[str, Any]
+        work = Work(H, store, progress)
         if layers:
             settings = {"num_matvecs": _LAYER_PROBES, "seed": seed}
-            found["layers"] = work.part("layers", settings, lambda: layerwise(trace_of, H, **settings))
+            found["layers"] = work.part("layers", partial(layerwise, trace_of, H), settings)
         if trace:
-            options = {
-                "num_matvecs": max_matvecs,
-                "rtol": rtol,
-                "seed": seed,
-                "k": k,
-                **(trace if not isinstance(trace, bool) else {}),
-            }
-            known = None if not layers or not isinstance(trace, bool) else _sum_of(found["layers"], rtol)
-            found["trace"] = known or work.part("trace", options, lambda: trace_of(H, **options))
+            known = _sum_of(found["layers"], rtol) if layers and trace is True else None
+            settings = {"num_matvecs": max_matvecs, "rtol": rtol, "seed": seed, "k": k, **_options(trace)}
+            found["trace"] = known or work.part("trace", partial(trace_of, H), settings)
         if k:
-            settings = {"k": k, "seed": seed}
             known = _first(found["trace"].eigenvalues, k) if trace else None
-            found["eigenvalues"] = known or work.part("eigenvalues", settings, lambda: top_eigenvalues(H, **settings))
+            found["eigenvalues"] = known or work.part("eigenvalues", partial(top_eigenvalues, H, k), {"seed": seed}, k)
         if density:
-            known = found.get("eigenvalues")
-            settings = {**_DENSITY, "seed": seed, **(density if not isinstance(density, bool) else {})}
-            compute = lambda: spectral_density(H, outliers=known, **settings)  # noqa: E731
-            found["density"] = work.part("density", {"outliers": k, **settings}, compute)
+            settings = {**_DENSITY, "seed": seed, **_options(density)}
+            compute = partial(spectral_density, H, outliers=found.get("eigenvalues"))
+            found["density"] = work.part("density", compute, settings, k)
     if gap is not None:
-        sigma = gap
-        settings = {"sigma": sigma, "num_samples": _GAP_SAMPLES, "seed": seed, "mode": mode}
-        compute = lambda: perturbation_gap(H.risk.model, loss_fn, batches, **settings)  # noqa: E731
-        found["gap"] = work.part("gap", settings, compute, extra=(2 * _GAP_SAMPLES + 1) / 3)
+        settings = {"sigma": gap, "num_samples": _GAP_SAMPLES, "seed": seed, "mode": mode}
+        compute = partial(perturbation_gap, H.risk.model, loss_fn, batches)
+        found["gap"] = work.part("gap", compute, settings, gradients=(2 * _GAP_SAMPLES + 1) / 3)
     return Measurement(
         loss=work.loss,
         num_examples=H.risk.num_examples or 0,
@@ -160,6 +138,10 @@ def measure(
         spent=work.spent,
         **found,
     )
+
+
+def _options(wanted: bool | Mapping[str, Any]) -> Mapping[str, Any]:
+    return {} if isinstance(wanted, bool) else wanted
 
 
 def _sum_of(layers: LayerwiseResult, rtol: float) -> TraceEstimate | None:
@@ -197,61 +179,3 @@ def _first(pairs: EigenPairs | None, k: int) -> EigenPairs | None:
         residuals=pairs.residuals[:k],
         errors=pairs.errors[:k],
     )
-
-
-class _Work:
-    """Does parts of a measurement that are not done yet, and keeps them."""
-
-    def __init__(self, H: Hessian, store: MutableMapping[str, Any] | None, progress: Progress | None) -> None:
-        self._H, self._store, self._progress = H, store, progress
-        self.spent: dict[str, Spent] = {}
-        with H.risk.observed():
-            H.risk.check_weights()
-            self.loss = H.risk.mean()
-        self._place = "" if store is None else _digest(H, self.loss)
-
-    def part(self, name: str, settings: Mapping[str, Any], compute: Callable[[], Any], *, extra: float = 0.0) -> Any:
-        """Return a part from the store, or do it.
-
-        Args:
-            name: What it is called.
-            settings: What it depends on, beside the weights and the data.
-            compute: Does it.
-            extra: What it spends, in gradients, without the Hessian's account knowing.
-        """
-        key = f"{name}-{self._key(name, settings)}"
-        stored = None if self._store is None else self._store.get(key)
-        if stored is not None:
-            self.spent[name] = Spent(*stored["spent"])
-            self._report(name, 1, 1)
-            return from_record(stored["result"], KINDS)
-        journal = Journal(self._store, f"products-{key}", watch=lambda columns: self._report(name, columns, None))
-        before, begin = self._H.gradients, time.perf_counter()
-        self._report(name, 0, None)
-        with journal.open():
-            result = compute()
-        gradients = self._H.gradients - before + journal.recalled + extra
-        self.spent[name] = Spent(gradients, time.perf_counter() - begin)
-        if self._store is not None:
-            self._store[key] = {"result": to_record(result), "spent": list(self.spent[name])}
-            journal.forget()
-        self._report(name, max(journal.columns, 1), max(journal.columns, 1))
-        return result
-
-    def _report(self, part: str, done: int, total: int | None) -> None:
-        if self._progress is not None:
-            self._progress(part, done, total)
-
-    def _key(self, name: str, settings: Mapping[str, Any]) -> str:
-        text = json.dumps([name, dict(settings), self._place], sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _digest(H: Hessian, loss: float) -> str:
-    """Return what tells one measurement from another: the weights, the buffers, the loss and the number of examples."""
-    digest = hashlib.sha256(f"{loss!r} {H.risk.num_examples}".encode())
-    for name, tensor in H.risk.model.state_dict(keep_vars=True).items():
-        values = local(tensor.detach()).contiguous().cpu()
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

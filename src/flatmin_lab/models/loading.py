@@ -140,7 +140,7 @@ def _recognised(weights: Mapping[str, Tensor], path: Path) -> str:
         f"{path} fits no network that is known here; its first weights are {', '.join(list(weights)[:4])}. Known are "
         "CIFAR ResNets (conv1, bn1, layer1.0.conv1, ..., linear), multilayer perceptrons as nn.Sequential (0.weight, "
         "0.bias, 2.weight, ...), and folders of transformers. Any other is measured from Python: "
-        "flatmin.measures.measure(model, loss_fn, batches)."
+        "flatmin.measure(model, loss_fn, batches)."
     )
 
 
@@ -172,7 +172,7 @@ def _load_strictly(model: nn.Module, weights: Mapping[str, Tensor], what: str) -
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise WeightsError(
             f"{what}: {'; '.join(problems[:3])}{more}. Likely cause: these are weights of another network. Leave out "
-            "--model to have it recognised, or measure it from Python: flatmin.measures.measure(model, loss_fn, "
+            "--model to have it recognised, or measure it from Python: flatmin.measure(model, loss_fn, "
             "batches)."
         )
     model.to(next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point()))

@@ -1,0 +1,73 @@
+"""The figures of a measurement, each with its words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+
+from flatmin.landscape.curvature_plots import plot_density, plot_layers, plot_trace
+from flatmin_lab.report.svg import RC, panel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.figure import Figure
+
+    from flatmin.measures.measurement import Measurement
+
+_MOST_LAYERS = 30
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with its words.
+
+    Attributes:
+        name: Of its files, and of its identifiers on the page.
+        figure: The figure.
+        alt: What it shows, for those who cannot see it.
+        caption: What to read off it.
+    """
+
+    name: str
+    figure: Figure
+    alt: str
+    caption: str
+
+
+def drawings(found: Measurement) -> Iterator[Drawing]:
+    """Yield the figures of what was measured."""
+    with mpl.rc_context(RC):
+        if found.density is not None:
+            figure, axes = panel(5.4, 3.6)
+            plot_density(found.density, axes)
+            yield Drawing(
+                "density",
+                figure,
+                "Density of the Hessian's eigenvalues on a logarithmic axis, with its confidence band",
+                "How many of the Hessian's eigenvalues lie where, smoothed; the band holds the truth with 95 % "
+                "confidence. The axis is logarithmic: nearly all eigenvalues lie near zero; "
+                "triangles mark those that are known one by one.",
+            )
+        if found.trace is not None and found.trace.samples is not None and found.trace.samples.numel() > 2:
+            figure, axes = panel(5.4, 3.6)
+            plot_trace(found.trace, axes)
+            yield Drawing(
+                "trace",
+                figure,
+                "The estimate of the trace against the number of random draws, with its confidence band",
+                "The estimate of the trace after so many random draws, with its pointwise 95 % interval. The dashed "
+                "line is the final value.",
+            )
+        if found.layers is not None:
+            figure, axes = panel(5.4, 1.2 + 0.19 * min(len(found.layers), _MOST_LAYERS + 1))
+            plot_layers(found.layers, axes, most=_MOST_LAYERS)
+            yield Drawing(
+                "layers",
+                figure,
+                "Share of each layer in the trace of the Hessian, as bars",
+                "What each layer contributes to the trace: the trace of its diagonal block of the Hessian, over the "
+                "whole, with one standard error where it was sampled. Layers from input (top) to output.",
+            )
