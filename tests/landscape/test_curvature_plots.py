@@ -118,10 +118,11 @@ def test_shares_are_bars_in_the_order_of_the_network():
     ax.figure.canvas.draw()
 
 
-def test_many_layers_leave_the_largest_and_the_rest_in_one():
+def test_many_layers_leave_the_largest_and_the_sum_of_the_rest():
     ax = plot_layers(layers(), most=2)
-    assert labels(ax) == ["l2", "l3", "2 others"]
-    assert [bar.get_width() for bar in ax.patches] == pytest.approx([30, 40, 30])
+    assert labels(ax) == ["l2", "l3"]
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([30, 40])
+    assert ax.get_xlabel() == "share of the trace (%); 2 others have 30 % together"
 
 
 def test_exact_shares_have_no_bars_of_error():

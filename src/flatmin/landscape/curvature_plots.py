@@ -120,7 +120,7 @@ def plot_layers(layers: LayerwiseResult, ax: Axes | None = None, *, most: int = 
     Args:
         layers: What ``layerwise(trace, H)`` returned.
         ax: Axes of matplotlib to draw on. Default: those of a new figure, as high as the layers need.
-        most: Layers that are drawn; where there are more, those with the largest shares, and the rest as one bar.
+        most: Layers that are drawn: where there are more, those with the largest shares, the rest being summed up.
 
     Returns:
         The axes.
@@ -139,20 +139,18 @@ def plot_layers(layers: LayerwiseResult, ax: Axes | None = None, *, most: int = 
         )
     ranked = sorted(layers, key=lambda layer: abs(layer.share), reverse=True)
     shown = {layer.name for layer in ranked[:most]}
-    bars = [(layer.name, layer.share, layer.share_stderr) for layer in layers if layer.name in shown]
-    if len(layers) > most:
-        rest = [layer.share for layer in layers if layer.name not in shown]
-        bars.append((f"{len(rest)} others", sum(rest), float("nan")))
+    bars = [layer for layer in layers if layer.name in shown]
+    rest = [100 * layer.share for layer in ranked[most:]]
     ax = new_axes(height=1.2 + 0.2 * len(bars)) if ax is None else ax
     y = list(range(len(bars)))
-    shares = [100 * share for _, share, _ in bars]
-    errors = [100 * error if error > 0 else 0.0 for _, _, error in bars]
-    colours = [CURVE] * min(len(bars), most) + [FAINT] * (len(bars) - most)
-    ax.barh(y, shares, height=0.72, color=colours)
+    shares = [100 * layer.share for layer in bars]
+    errors = [100 * layer.share_stderr if layer.share_stderr > 0 else 0.0 for layer in bars]
+    ax.barh(y, shares, height=0.72, color=CURVE)
     if any(errors):
         ax.errorbar(shares, y, xerr=errors, linestyle="none", color=MARK, elinewidth=1.1, capsize=2)
-    ax.set_yticks(y, [name for name, _, _ in bars])
-    ax.set(xlabel="share of the trace (%)", ylim=(len(bars) - 0.4, -0.6))
+    ax.set_yticks(y, [layer.name for layer in bars])
+    others = f"; {len(rest)} others have {sum(rest):.3g} % together" if rest else ""
+    ax.set(xlabel=f"share of the trace (%){others}", ylim=(len(bars) - 0.4, -0.6))
     ax.grid(visible=True, axis="x", color=FAINT, alpha=0.2, linewidth=0.6)
     ax.set_axisbelow(True)
     ax.spines[["top", "right", "left"]].set_visible(False)

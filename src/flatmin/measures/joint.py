@@ -149,6 +149,7 @@ def _sum_of(layers: LayerwiseResult, rtol: float) -> TraceEstimate | None:
     whole = layers.whole
     if whole is None or not whole.stderr <= rtol * abs(whole.value):
         return None
+    exact = whole.stderr == 0
     rows = [None if layer.estimate is None else layer.estimate.samples for layer in layers]
     lengths = {len(samples) for samples in rows if samples is not None}
     samples = None
@@ -159,8 +160,8 @@ def _sum_of(layers: LayerwiseResult, rtol: float) -> TraceEstimate | None:
         value=whole.value,
         stderr=whole.stderr,
         samples=samples,
-        method="exact" if whole.stderr == 0 else "sum of the layers",
-        reason="the traces of the layers add up to it",
+        method="exact" if exact else "sum of the layers",
+        reason="the network is piecewise linear in each weight tensor" if exact else "the layers' traces add up to it",
         num_matvecs=layers.num_matvecs,
         gradients=layers.gradients,
         seed=layers.seed,
