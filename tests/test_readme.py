@@ -13,7 +13,7 @@ def blocks(language):
 
 def test_the_code_runs_from_top_to_bottom(capsys):
     code = blocks("python")
-    assert len(code) == 5
+    assert len(code) == 6
     namespace = {}
     for block in code:
         exec(compile(block, "README.md", "exec"), namespace)
