@@ -28,7 +28,7 @@ class Lock:
         turn: Seconds after which others are let in, between two uses.
     """
 
-    def __init__(self, path: Path | None, turn: float = 150.0) -> None:
+    def __init__(self, path: Path | None, turn: float = 300.0) -> None:
         self._path, self._turn = path, turn
         self._file: IO[str] | None = None
         self._since = 0.0
