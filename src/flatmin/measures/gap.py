@@ -15,19 +15,20 @@ import torch
 from flatmin.checks import positive, whole
 from flatmin.curvature.results import Estimate, TraceEstimate, plus_minus
 from flatmin.curvature.risk import EmpiricalRisk
-from flatmin.errors import NonFiniteError
+from flatmin.errors import ArgumentError, NonFiniteError
 from flatmin.noise import resolve_law
 from flatmin.perturb.displace import Displacer
 from flatmin.perturb.flow import Draw
 from flatmin.streams import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from torch import nn
     from torch.distributed import ProcessGroup
 
     from flatmin.curvature.data import LossFunction
+    from flatmin.curvature.layout import Layout
     from flatmin.curvature.observe import Mode
     from flatmin.noise import Law
 
@@ -89,6 +90,7 @@ def perturbation_gap(
     noise: str | Law = "gaussian",
     seed: int = 0,
     mode: Mode = "eval",
+    parameters: str | Sequence[str] | None = None,
     group: ProcessGroup | None = None,
 ) -> GapEstimate:
     r"""Estimate F(W) - f(W) = E f(W + U) - f(W) by pairs of points, from forward passes alone.
@@ -114,6 +116,9 @@ def perturbation_gap(
         seed: Seed of the noise.
         mode: ``"eval"``: every module in evaluation mode; ``"current"``: as it stands, dropout with the same masks at
             all points.
+        parameters: Pattern or patterns of the names of those that are moved, in the manner of a shell, such as
+            ``"*.weight"``; the others stay, and ``.trace`` is that of the block. Each gets the same noise as when all
+            are moved. Default: all.
         group: Ranks that hold batches of their own, over which the loss is averaged: ``torch.distributed.group.WORLD``.
             Sharded models (FSDP2) are averaged over their ranks without it.
 
@@ -121,8 +126,8 @@ def perturbation_gap(
         The gap with its standard error; ``.trace`` is the trace that it amounts to.
 
     Raises:
-        ArgumentError: ``sigma`` is not above 0, ``num_samples`` is below 2, the law is unknown, or no parameter
-            requires gradients.
+        ArgumentError: ``sigma`` is not above 0, ``num_samples`` is below 2, the law is unknown, a pattern fits no
+            parameter, or no parameter requires gradients.
         ArgumentTypeError: An argument is of the wrong kind.
         DataError: The data are empty, change between passes, or have an unknown form.
         NonFiniteError: A loss is NaN or infinite.
@@ -135,22 +140,28 @@ def perturbation_gap(
         >>> round(gap.value, 6), round(gap.trace.value, 4)         # tr H = 2/3 · 3
         (0.01, 2.0)
     """
-    sigma = positive("sigma", sigma, hint="It is the standard deviation of the noise, in units of the weights.")
+    sigma = checked(sigma, num_samples, seed)
+    risk = EmpiricalRisk(model, loss_fn, batches, mode=mode, sharded=True, group=group)
+    moved = None if parameters is None else _matching(risk.layout, parameters)
+    with risk.observed(), closing(Pairs(risk, noise, seed, moved)) as pairs:
+        return pairs.estimate(sigma, num_samples)
+
+
+def _matching(layout: Layout, parameters: str | Sequence[str]) -> list[str]:
+    patterns = [parameters] if isinstance(parameters, str) else list(parameters)
+    if not patterns:
+        raise ArgumentError(
+            "parameters is empty, so nothing would be moved. Name patterns, such as '*.weight', or leave it out to "
+            "move all."
+        )
+    return layout.matching(*patterns)
+
+
+def checked(sigma: float, num_samples: int, seed: int) -> float:
+    """Return ``sigma`` as a float, the arguments of a gap being what they must be."""
     whole("num_samples", num_samples, minimum=2, hint="It counts pairs of points; one has no standard error.")
     whole("seed", seed, minimum=0, hint="It is the seed of the noise.")
-    risk = EmpiricalRisk(model, loss_fn, batches, mode=mode, sharded=True, group=group)
-    with risk.observed(), closing(Pairs(risk, noise, seed)) as pairs:
-        rises = [pairs.rise(j, sigma) for j in range(num_samples)]
-    samples = torch.tensor(rises, dtype=torch.float64)
-    return GapEstimate(
-        value=float(samples.mean()),
-        stderr=float(samples.std() / math.sqrt(num_samples)),
-        samples=samples,
-        sigma=sigma,
-        num_samples=num_samples,
-        clean_loss=pairs.clean_loss,
-        noise=noise,
-    )
+    return positive("sigma", sigma, hint="It is the standard deviation of the noise, in units of the weights.")
 
 
 class Pairs:
@@ -160,17 +171,30 @@ class Pairs:
         risk: The loss, which is being observed.
         noise: Law of U.
         seed: Seed of the draws.
+        moved: Names of the parameters that are displaced. Default: all.
+        clean_loss: f(W), where it is known.
 
     Attributes:
         clean_loss: f(W).
         num_evaluations: Evaluations of the loss on all data so far.
     """
 
-    def __init__(self, risk: EmpiricalRisk, noise: str | Law, seed: int) -> None:
-        self._law, self._stream, self._risk = resolve_law(noise), Stream(seed).child(_STREAM), risk
+    def __init__(
+        self,
+        risk: EmpiricalRisk,
+        noise: str | Law,
+        seed: int,
+        moved: Collection[str] | None = None,
+        clean_loss: float | None = None,
+    ) -> None:
+        self._noise, self._law, self._stream, self._risk = noise, resolve_law(noise), Stream(seed).child(_STREAM), risk
         risk.check_weights()
-        self.clean_loss, self.num_evaluations = risk.mean(), 1
-        self._displacer = Displacer(dict(enumerate(risk.parameters.values())), risk.model.modules(), unseen=True)
+        self.num_evaluations = int(clean_loss is None)
+        self.clean_loss = risk.mean() if clean_loss is None else clean_loss
+        # Positions count all parameters, so that one's noise does not depend on which others are moved.
+        named = enumerate(risk.parameters.items())
+        chosen = {i: parameter for i, (name, parameter) in named if moved is None or name in moved}
+        self._displacer = Displacer(chosen, risk.model.modules(), unseen=True)
 
     def rise(self, number: int, sigma: float) -> float:
         """Return the mean loss at the two points less f(W), U being the draw of this number times ``sigma``.
@@ -187,6 +211,23 @@ class Pairs:
                 f"{self.clean_loss:.4g} at the weights themselves. Likely cause: sigma is too large for these weights; "
                 "take a smaller one."
             ) from error
+
+    def estimate(self, sigma: float, num_samples: int) -> GapEstimate:
+        """Return the gap from the first ``num_samples`` draws.
+
+        Raises:
+            NonFiniteError: A loss is NaN or infinite.
+        """
+        samples = torch.tensor([self.rise(j, sigma) for j in range(num_samples)], dtype=torch.float64)
+        return GapEstimate(
+            value=float(samples.mean()),
+            stderr=float(samples.std() / math.sqrt(num_samples)),
+            samples=samples,
+            sigma=sigma,
+            num_samples=num_samples,
+            clean_loss=self.clean_loss,
+            noise=self._noise,
+        )
 
     def _at(self, draw: Draw) -> float:
         self._displacer.displace(draw)
