@@ -165,6 +165,12 @@ def test_sparse_gradients(kind):
     assert "sparse" in sparse.route
 
 
+def test_backward_passes_without_forward_mode():
+    net = nn.Sequential(nn.Linear(2, 2), nn.SiLU(), nn.Linear(2, 1))
+    with pytest.raises(ArgumentTypeError, match="no forward mode"):
+        Hessian(net, nn.functional.mse_loss, [(torch.ones(1, 2), torch.ones(1, 1))], route="forward") @ torch.ones(9)
+
+
 def test_other_errors_pass():
     def broken(x):
         raise RuntimeError("something else")

@@ -6,6 +6,7 @@ import difflib
 import fnmatch
 import itertools
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -53,6 +54,24 @@ def trainable_parameters(model: nn.Module, *, sharded: bool = False) -> dict[str
                 "model on each rank and split the data: DataOverRanks(Hessian(...))."
             )
     return parameters
+
+
+def still_rows(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, int]:
+    """Return the rows of embeddings that stand still: those for padding, which have no gradient, where nothing is tied.
+
+    Example:
+        >>> model = torch.nn.Embedding(5, 2, padding_idx=1)
+        >>> still_rows(model, trainable_parameters(model))
+        {'weight': 1}
+    """
+    holders = [(id(p), module) for module in model.modules() for p in module._parameters.values()]
+    uses = Counter(key for key, _ in holders)
+    rows = {
+        key: module.padding_idx
+        for key, module in holders
+        if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None and uses[key] == 1
+    }
+    return {name: rows[id(p)] for name, p in parameters.items() if id(p) in rows}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from flatmin.curvature.data import (
     reiterable,
     unwrapped,
 )
-from flatmin.curvature.layout import Layout, trainable_parameters
+from flatmin.curvature.layout import Layout, still_rows, trainable_parameters
 from flatmin.curvature.observe import Mode, observing
 from flatmin.distributed import is_sharded, local, mesh_groups, reshard, sharded_modules, sum_over_ranks
 from flatmin.errors import ArgumentTypeError, DataError, NonFiniteError
@@ -84,6 +84,7 @@ class EmpiricalRisk:
         self.parameters = trainable_parameters(self.model, sharded=sharded)
         self.groups = mesh_groups(self.parameters.values()) or ([] if group is None else [group])
         self.layout = Layout.of(self.parameters)
+        self._still = still_rows(self.model, self.parameters)
         self.device = next(iter(self.parameters.values())).device
         self._mode: Mode = "eval" if choice("mode", mode, get_args(Mode)) == "eval" else "current"
         self._batches = reiterable(batches)
@@ -184,6 +185,15 @@ class EmpiricalRisk:
     def gradients(self) -> float:
         """What was counted so far, in gradients of all the data."""
         return self._work / self.num_examples if self.num_examples else 0.0
+
+    def moving(self, columns: Tensor) -> Tensor:
+        """Return vectors (d, m) without what derivatives do not see though it moves outputs: embeddings of padding."""
+        if not self._still:
+            return columns
+        columns = columns.clone()
+        for name, row in self._still.items():
+            columns[self.layout.slices[name]].unflatten(0, self.layout.shapes[name])[row] = 0.0
+        return columns
 
     def check_weights(self) -> None:
         """Raise NonFiniteError if a trainable parameter holds NaN or infinity."""

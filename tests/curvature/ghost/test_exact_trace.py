@@ -249,6 +249,41 @@ def test_several_outputs():
     assert "couples several output tensors" in t.reason
 
 
+class Weighed(nn.Module):
+    """A weight of unit rows, of which no layer knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, x):
+        return functional.linear(x, self.weight / self.weight.norm(dim=1, keepdim=True))
+
+
+def test_nothing_is_covered_where_no_parameter_has_a_form():
+    model, loss_fn, batches = Weighed().double(), functional.cross_entropy, case("tanh").batches
+    trace = ggn_trace(GGN(model, loss_fn, batches))
+    assert (trace.covered, trace.value) == ((), 0.0)
+    assert "no form of its gradients" in trace.reason
+
+
+class PositionsFirst(nn.Module):
+    """One number that multiplies examples which are the second dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.head = nn.Parameter(torch.tensor(0.7)), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.scale * x.tanh().transpose(0, 1) + self.scale).amax(0)
+
+
+def test_single_numbers_where_positions_come_first():
+    g = torch.Generator().manual_seed(1)
+    batches = [(torch.randn(n, 4, 3, generator=g, dtype=torch.float64), torch.arange(n) % 2) for n in (3, 2)]
+    check(PositionsFirst().double(), functional.cross_entropy, batches)
+
+
 def test_float32_and_bf16():
     model, loss_fn, batches = images("batch norm")
     exact = ggn_trace(GGN(model, loss_fn, batches)).value

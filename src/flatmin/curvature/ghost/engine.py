@@ -144,13 +144,14 @@ class Ghost:
         Args:
             cotangents: Each one tensor for each output.
         """
+        if not self.covered:
+            return self.zeros().expand(len(cotangents), -1, -1)
         edges = [GradientEdge(node, 0) for node in self._edges]
         pulled = [
             torch.autograd.grad(self._outputs, edges, c, retain_graph=True, materialize_grads=True) for c in cotangents
         ]
         with torch.no_grad():
-            norms = [self._norms(self._forms[name], pulled) for name in self.covered]
-        return torch.stack(norms, dim=1) if norms else self.zeros().expand(len(cotangents), -1, -1)
+            return torch.stack([self._norms(self._forms[name], pulled) for name in self.covered], dim=1)
 
     def zeros(self) -> Tensor:
         """Return a zero for every covered parameter and example."""

@@ -60,7 +60,7 @@ class Place:
         """Return ``tensor``, which has the shape of the output, summed over what the parameter was broadcast over."""
         parts = self.split(tensor)
         dims = [d for d, s in enumerate(self.within or (), start=1) if s == 1 and parts.shape[d] > 1]
-        return parts.sum(dims) if dims else parts
+        return parts.sum(dims, keepdim=True) if dims else parts
 
     def outer(self, left: Rows, right: Rows, like: Tensor) -> Outer:
         """Return the form of a weight with these rows, computed in the type and on the device of ``like``."""

@@ -130,7 +130,7 @@ class ForwardOnlyHessian(RiskOperator):
             NonFiniteError: Outputs or loss are NaN or infinite at displaced weights.
         """
         self._check(block)
-        columns = block.detach().to(self.device, self.dtype).reshape(self.shape[0], -1)
+        columns = self.risk.moving(block.detach().to(self.device, self.dtype).reshape(self.shape[0], -1))
         with self.risk.observed():
             self.risk.check_weights()
             *totals, count = sum_over_ranks(lambda: self._totals(columns), self.risk.groups)

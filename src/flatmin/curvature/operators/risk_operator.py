@@ -221,10 +221,11 @@ class RiskOperator(Operator):
     def _dually(self, columns: Tensor) -> Tensor:
         """Return the sum over batches of products by dual numbers: every vector evaluates the model anew."""
         total, risk = torch.zeros_like(columns), self.risk
+        moving = risk.moving(columns)
         with risk.observed(differentiable=True):
             risk.check_weights()
             for item in risk.read():
-                for column, into in zip(columns.unbind(1), total.unbind(1), strict=True):
+                for column, into in zip(moving.unbind(1), total.unbind(1), strict=True):
                     image = self._pushed(item, pieces(column, self.parameters))
                     add(image, into, self.parameters, weight=item.size)
                 risk.spend(self._FORWARD * columns.shape[1], item.size)

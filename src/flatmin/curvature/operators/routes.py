@@ -27,7 +27,8 @@ _CLOSED = (  # torch's messages where a first derivative exists and a second doe
     (re.compile(r"does not currently support double backward"), "a compiled graph"),
     (re.compile(r"differentiate twice a function that was marked with @once_differentiable"), "once_differentiable"),
     (re.compile(r"[Dd]ouble backwards? is not supported for CuDNN RNNs"), "a cuDNN RNN"),
-    (re.compile(r"implement it with forward AD|does not support forward AD|jvp is not implemented"), "no forward mode"),
+    (re.compile(r"implement it with forward AD|Trying to use forward AD with|support forward AD"), "no forward mode"),
+    (re.compile(r"jvp is not implemented"), "no forward mode"),
 )
 _REENTRANT = "use_reentrant=True, torch.utils.checkpoint is incompatible"
 _KINK = re.compile(

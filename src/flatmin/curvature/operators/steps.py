@@ -120,6 +120,7 @@ class Differences:
             columns: Vectors, (d, m).
             cost: What a product costs, in gradients of a batch.
         """
+        columns = self._risk.moving(columns)
         total = torch.zeros_like(columns, dtype=accumulation_dtype(columns.device))
         parameters = list(self._risk.parameters.values())
         lengths = columns.to(total.dtype).norm(dim=0).tolist()
