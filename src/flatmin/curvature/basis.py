@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 _CHUNK = 2**16  # coordinates: few enough for a cache and a sum in float32, many enough to be worth a call
 _CHUNK_ELSEWHERE = 2**22  # devices other than a CPU sum in trees, and pay more for a call
+_PAGE = 8  # rows that lie together, so that one call serves them all
 _DROP = 0.5  # a vector that keeps this share of its length in a projection keeps its digits as well
 
 
 class Basis:
     """Rows of length d, orthonormal to rounding error, added block by block.
 
-    Takes d numbers a row, in ``dtype``, and nothing else that grows with d.
+    Takes d numbers a row, in ``dtype``, and nothing else that grows with d; room is made for eight rows at a time.
 
     Args:
         d: Coordinates of a row.
@@ -40,15 +41,20 @@ class Basis:
 
     def __init__(self, d: int, dtype: torch.dtype, device: torch.device) -> None:
         self.d, self.dtype, self.device = d, dtype, device
-        self._blocks: list[Tensor] = []
+        self._pages: list[Tensor] = []
+        self._begins = [0]  # of the blocks that were taken in, and of the next
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return sum(map(len, self._blocks))
+        return self._begins[-1]
 
     def append(self, rows: Tensor) -> None:
         """Take in ``rows`` (n, d), which are orthonormal, and orthogonal to those before."""
-        self._blocks.append(rows)
+        for index, row in enumerate(rows, len(self)):
+            if index == len(self._pages) * _PAGE:
+                self._pages.append(torch.empty(_PAGE, self.d, dtype=self.dtype, device=self.device))
+            self._pages[-1][index % _PAGE] = row
+        self._begins.append(len(self) + len(rows))
 
     def remove(self, rows: Tensor) -> Tensor:
         """Project ``rows`` (n, d), in place, onto the complement of the basis; return the coefficients (m, n).
@@ -60,13 +66,14 @@ class Basis:
         Returns:
             Inner products with the rows of the basis, on the CPU.
         """
-        sizes = [len(block) for block in self._blocks]
-        total = torch.zeros(sum(sizes), len(rows), dtype=accumulation_dtype(rows.device))
-        recent = sum(sizes[-2:])
-        total[len(total) - recent :] += self._pass(self._blocks[-2:], rows)
+        total = torch.zeros(len(self), len(rows), dtype=accumulation_dtype(rows.device))
+        if not len(self):
+            return total
+        recent = self._begins[-3:][0]
+        total[recent:] += self._pass(rows, first=recent)
         before = norms(rows)
         for _ in range(3):
-            total += self._pass(self._blocks, rows)
+            total += self._pass(rows)
             after = norms(rows)
             if bool((after >= _DROP * before).all()):
                 break
@@ -76,26 +83,36 @@ class Basis:
     def combine(self, coefficients: Tensor) -> Tensor:
         """Return the sums of the basis by ``coefficients`` (m, n), as rows (n, d)."""
         rows = torch.zeros(coefficients.shape[1], self.d, dtype=self.dtype, device=self.device)
-        for block, part in zip(self._blocks, coefficients.split([len(b) for b in self._blocks]), strict=True):
-            _subtract(rows, block, -part)
+        _subtract(rows, self._blocks(), -coefficients)
         return rows
 
-    @staticmethod
-    def _pass(blocks: list[Tensor], rows: Tensor) -> Tensor:
-        parts = [inner(block, rows) for block in blocks]
-        for block, part in zip(blocks, parts, strict=True):
-            _subtract(rows, block, part)
-        return torch.cat(parts).cpu() if parts else torch.zeros(0, len(rows), dtype=accumulation_dtype(rows.device))
+    def _blocks(self, first: int = 0) -> list[Tensor]:
+        """Return the rows from ``first`` on, page by page."""
+        spans = ((page, range(i * _PAGE, len(self))[:_PAGE]) for i, page in enumerate(self._pages))
+        return [page[max(first - span.start, 0) : len(span)] for page, span in spans if span.stop > first]
+
+    def _pass(self, rows: Tensor, first: int = 0) -> Tensor:
+        blocks = self._blocks(first)
+        found = inner(blocks, rows)
+        _subtract(rows, blocks, found)
+        return found.cpu()
 
 
-def inner(block: Tensor, rows: Tensor) -> Tensor:
+def inner(blocks: Tensor | list[Tensor], rows: Tensor) -> Tensor:
     """Return the inner products of two sets of rows, (m, n): chunks in the type of the rows, their sum in float64.
 
     Good to some 1e-5 of the lengths at the worst, where all terms have one sign.
+
+    Args:
+        blocks: The first set, (m, d), in one piece or several.
+        rows: The second set, (n, d).
     """
-    total = torch.zeros(len(block), len(rows), dtype=accumulation_dtype(rows.device), device=rows.device)
-    for part in _chunks(rows):
-        total += block[:, part] @ rows[:, part].T
+    blocks = [blocks] if isinstance(blocks, torch.Tensor) else blocks
+    total = torch.zeros(sum(map(len, blocks)), len(rows), dtype=accumulation_dtype(rows.device), device=rows.device)
+    if len(total):
+        for part in _chunks(rows):
+            piece = rows[:, part].T  # stays in the cache while it meets all blocks
+            total += torch.cat([block[:, part] @ piece for block in blocks])
     return total
 
 
@@ -107,11 +124,13 @@ def norms(rows: Tensor) -> Tensor:
     return total.sqrt()
 
 
-def _subtract(rows: Tensor, block: Tensor, coefficients: Tensor) -> None:
-    """Subtract ``coefficients`` transposed times ``block`` from ``rows``, in place."""
-    factors = coefficients.to(rows).T
+def _subtract(rows: Tensor, blocks: list[Tensor], coefficients: Tensor) -> None:
+    """Subtract ``coefficients`` (m, n), transposed, times ``blocks`` from ``rows``, in place."""
+    factors = coefficients.to(rows).T.split([len(block) for block in blocks], dim=1)
     for part in _chunks(rows):
-        rows[:, part].addmm_(factors, block[:, part], alpha=-1.0)
+        piece = rows[:, part]
+        for block, factor in zip(blocks, factors, strict=True):
+            piece.addmm_(factor, block[:, part], alpha=-1.0)
 
 
 def _chunks(rows: Tensor) -> Iterator[slice]:

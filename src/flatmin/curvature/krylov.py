@@ -194,7 +194,9 @@ class Krylov:
                     row.sub_(other * inner(other, row).to(row))
                 row.div_(norms(row).to(row))
             found.append(row)
-        return torch.cat(found) if found else rows[:0], coupling[: len(found)]
+        if len(found) < len(rows):
+            rows = torch.cat(found) if found else rows[:0]
+        return rows, coupling[: len(found)]
 
     def _check_symmetry(self, restricted: Tensor) -> None:
         if float((restricted - restricted.T).norm()) > _ASYMMETRY * float(restricted.norm()):
