@@ -122,7 +122,7 @@ def test_many_layers_leave_the_largest_and_the_sum_of_the_rest():
     ax = plot_layers(layers(), most=2)
     assert labels(ax) == ["l2", "l3"]
     assert [bar.get_width() for bar in ax.patches] == pytest.approx([30, 40])
-    assert ax.get_xlabel() == "share of the trace (%); 2 others have 30 % together"
+    assert ax.get_xlabel() == "share of the trace (%)\n2 others have 30 % together"
 
 
 def test_exact_shares_have_no_bars_of_error():

@@ -149,7 +149,7 @@ def plot_layers(layers: LayerwiseResult, ax: Axes | None = None, *, most: int = 
     if any(errors):
         ax.errorbar(shares, y, xerr=errors, linestyle="none", color=MARK, elinewidth=1.1, capsize=2)
     ax.set_yticks(y, [layer.name for layer in bars])
-    others = f"; {len(rest)} others have {sum(rest):.3g} % together" if rest else ""
+    others = f"\n{len(rest)} others have {sum(rest):.3g} % together" if rest else ""
     ax.set(xlabel=f"share of the trace (%){others}", ylim=(len(bars) - 0.4, -0.6))
     ax.grid(visible=True, axis="x", color=FAINT, alpha=0.2, linewidth=0.6)
     ax.set_axisbelow(True)
