@@ -1,8 +1,5 @@
 """Ego networks cut from collaboration networks, and the network that reads them, against a dense twin."""
 
-import io
-import tarfile
-
 import pytest
 import torch
 from torch import nn
@@ -12,35 +9,9 @@ from curvature_cases import dense_hessian
 from flatmin.curvature import Hessian, trace
 from flatmin.errors import ArgumentError, DataError
 from flatmin.measures import perturbation_gap
-from flatmin_lab.data import graphs
-from flatmin_lab.data.graphs import ARCHIVE, FIELDS, LEAST_COLLABORATORS, Graph, batch_of, ego_networks
+from flatmin_lab.data.graphs import ARCHIVE, Graph, batch_of, ego_networks
 from flatmin_lab.models.gcn import GCN
-
-STAR = LEAST_COLLABORATORS  # leaves of the authors that have an ego network
-
-
-def archive(folder, networks):
-    """An archive of edge lists by file name."""
-    with tarfile.open(folder / ARCHIVE, "w:xz") as opened:
-        for name, lines in networks.items():
-            content = "\n".join(["# FromNodeId\tToNodeId", *lines]).encode()
-            info = tarfile.TarInfo(f"./{name}")
-            info.size = len(content)
-            opened.addfile(info, io.BytesIO(content))
-    return folder
-
-
-def stars(count, wheel=0):
-    """``count`` authors in the middle of a star, of which ``wheel`` leaves know the next; pairs in both directions."""
-    lines = []
-    for hub in range(0, 100 * count, 100):
-        lines += [f"{hub}\t{hub + leaf}" for leaf in range(1, STAR + 1)]
-        lines += [f"{hub + leaf + 1}\t{hub + leaf}" for leaf in range(1, wheel + 1)]
-    return [*lines, *("\t".join(reversed(line.split("\t"))) for line in lines), "7\t7"]
-
-
-def small_archive(folder):
-    return archive(folder, {name: stars(3, wheel=2 * label) for label, name in enumerate(FIELDS.values())})
+from graph_archives import STAR, archive, small_archive, stars
 
 
 def test_an_ego_network_is_an_author_the_collaborators_and_all_edges_among_them(tmp_path):
@@ -150,4 +121,3 @@ def test_what_is_refused(tmp_path):
     archive(tmp_path, {"CA-HepPh.txt": ["1\t2\t3"]})
     with pytest.raises(DataError, match=r"CA-HepPh\.txt has 3 columns and not 2"):
         ego_networks(tmp_path, 1)
-    assert graphs.LEAST_COLLABORATORS > 1
