@@ -72,7 +72,7 @@ class GapEstimate(Estimate):
         """The smoothed trace 2 (F(W) - f(W)) / σ², which noise training of this σ acts on, with its standard error.
 
         On quadratics it is the trace of the Hessian, on smooth networks nearly so for small σ. At kinks (ReLU) it sees
-        curvature that second derivatives do not, and can be many times larger.
+        curvature that second derivatives do not: mostly upwards, so that it can be many times larger.
         """
         scale = 2 / self.sigma**2
         samples = None if self.samples is None else scale * self.samples
