@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from flatmin.curvature.batch import BatchLoss
-from flatmin.curvature.cut import cut, outputs_of, tensors_in
+from flatmin.curvature.batch import BatchLoss, tensors_in
+from flatmin.curvature.cut import cut, outputs_of
 from flatmin.errors import ArgumentError, ArgumentTypeError
 from flatmin.perturb import RandomState
 

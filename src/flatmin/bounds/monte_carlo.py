@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flatmin.bounds.inequalities import check_delta, kl_inverse
-from flatmin.curvature.cut import tensors_in
+from flatmin.curvature.batch import tensors_in
 from flatmin.errors import ArgumentError, ArgumentTypeError
 from flatmin.noise import Gaussian
 from flatmin.perturb.displace import Displacer

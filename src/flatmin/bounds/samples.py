@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 
-from flatmin.curvature.data import generators_of, num_examples
+from flatmin.curvature.batch import num_examples
+from flatmin.curvature.data import generators_of
 from flatmin.errors import ArgumentError
 from flatmin.perturb.randomness import RandomState
 

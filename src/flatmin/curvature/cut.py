@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from flatmin.curvature.batch import BatchLoss, check_depends
+from flatmin.curvature.batch import check_depends, tensors_in
 from flatmin.errors import ArgumentError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors inside mappings, sequences and dataclass-like model outputs, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        for item in value:
-            yield from tensors_in(item)
+    from torch import Tensor
+
+    from flatmin.curvature.batch import BatchLoss
 
 
 def cut(output: Any, loss: Tensor) -> list[Tensor]:

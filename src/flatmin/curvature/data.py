@@ -9,7 +9,7 @@ to the device of the model.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -69,28 +69,6 @@ def moved(value: Any, device: torch.device) -> Any:
     if type(value) in (tuple, list):
         return type(value)(moved(item, device) for item in value)
     return value
-
-
-def num_examples(batch: Any) -> int:
-    """Return how many examples ``batch`` holds: the first dimension of the targets, or of the first tensor with one.
-
-    Raises:
-        DataError: No tensor in it has a dimension, or the first dimension is empty.
-
-    Example:
-        >>> num_examples((torch.zeros(3, 5), torch.zeros(3))), num_examples({"x": torch.zeros(2, 5)})
-        (3, 2)
-    """
-    values: Sequence[Any] = list(batch.values()) if isinstance(batch, Mapping) else [batch[1], batch[0]]
-    sizes = [value.shape[0] for value in values if isinstance(value, Tensor) and value.dim() > 0]
-    if not sizes:
-        raise DataError(
-            "a batch holds no tensor with a first dimension, so its examples cannot be counted, and a short last batch "
-            "would weigh too much. Let targets be a tensor with one entry for each example."
-        )
-    if sizes[0] == 0:
-        raise DataError("a batch holds 0 examples, so that its mean loss is undefined. Leave empty batches out.")
-    return sizes[0]
 
 
 def prepared(item: Any, index: int, device: torch.device) -> Any:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+_EMBEDDINGS = (torch.nn.Embedding, torch.nn.EmbeddingBag)
+
+
 def trainable_parameters(model: nn.Module, *, sharded: bool = False) -> dict[str, nn.Parameter]:
     """Return the parameters of ``model`` that require gradients, by name, in the order of ``named_parameters()``.
 
@@ -54,6 +57,16 @@ def trainable_parameters(model: nn.Module, *, sharded: bool = False) -> dict[str
                 "model on each rank and split the data: DataOverRanks(Hessian(...))."
             )
     return parameters
+
+
+def check_embeddings(model: nn.Module) -> None:
+    """Raise ArgumentError if a forward pass of ``model`` rewrites weights: embeddings with ``max_norm`` do."""
+    for name, module in model.named_modules():
+        if getattr(module, "max_norm", None) is not None and isinstance(module, _EMBEDDINGS):
+            raise ArgumentError(
+                f"embedding {name!r} has max_norm={module.max_norm}: every forward pass shortens its weights, so that "
+                "no place in weight space can be measured. Shorten them once, and set module.max_norm = None meanwhile."
+            )
 
 
 def still_rows(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, int]:

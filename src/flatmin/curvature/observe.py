@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack, contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flatmin.perturb.observation import measuring
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor, nn
 
@@ -47,9 +48,7 @@ def observing(
         torch.clear_autocast_cache()
         stack.callback(torch.clear_autocast_cache)
         if differentiable and not once:
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if "torch._dynamo" in sys.modules:  # else nothing is compiled
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(_TWICE)
         try:
             if mode == "eval":
                 for module in modules:
@@ -60,6 +59,43 @@ def observing(
                 module.training = training
             for buffer in buffers:
                 buffer.restore()
+
+
+class _Shared:
+    """A context that concerns all threads: the first to come in opens it, and the last to leave closes it.
+
+    Threads that entered and left by themselves would put back, in the wrong order, what they found.
+
+    Args:
+        opened: Returns the open context.
+    """
+
+    def __init__(self, opened: Callable[[], ExitStack]) -> None:
+        self._opened, self._lock, self._inside = opened, Lock(), 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._stack = self._opened()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._stack.close()
+
+
+def _second_derivatives() -> ExitStack:
+    stack = ExitStack()
+    stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    if "torch._dynamo" in sys.modules:  # else nothing is compiled
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+    return stack
+
+
+_TWICE = _Shared(_second_derivatives)
 
 
 class _Buffer:

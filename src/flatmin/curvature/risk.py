@@ -8,14 +8,14 @@ with n_b examples in batch b and ℓ_b their mean loss: a short last batch count
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from flatmin.checks import choice
-from flatmin.curvature.batch import Batch, BatchLoss
+from flatmin.curvature.batch import Batch, BatchLoss, num_examples
 from flatmin.curvature.batch import check_depends as check_depends  # noqa: PLC0414 (asked for here)
 from flatmin.curvature.data import (
     Forward,
@@ -23,19 +23,19 @@ from flatmin.curvature.data import (
     as_module,
     compiled,
     generators_of,
-    num_examples,
     prepared,
     reiterable,
     unwrapped,
 )
-from flatmin.curvature.layout import Layout, still_rows, trainable_parameters
+from flatmin.curvature.layout import Layout, check_embeddings, still_rows, trainable_parameters
 from flatmin.curvature.observe import Mode, observing
+from flatmin.curvature.sameness import Sameness
 from flatmin.distributed import is_sharded, local, mesh_groups, reshard, sharded_modules, sum_over_ranks
-from flatmin.errors import ArgumentTypeError, DataError, NonFiniteError
+from flatmin.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from flatmin.perturb.randomness import RandomState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 
 
 class EmpiricalRisk:
@@ -58,7 +58,6 @@ class EmpiricalRisk:
 
     Attributes:
         groups: Process groups over whose ranks the batches are split: that of the call, or those of sharded parameters.
-        num_examples: N, once the data were read; None before.
 
     Raises:
         ArgumentError: No parameter requires gradients.
@@ -81,6 +80,7 @@ class EmpiricalRisk:
             raise ArgumentTypeError(f"loss_fn is {loss_fn!r}, but a function of (output, targets) is needed.")
         self.model: nn.Module = unwrapped(module)
         reshard(sharded_modules(self.model.modules()))  # after an evaluation, the root holds gathered copies instead
+        check_embeddings(self.model)
         self.parameters = trainable_parameters(self.model, sharded=sharded)
         self.groups = mesh_groups(self.parameters.values()) or ([] if group is None else [group])
         self.layout = Layout.of(self.parameters)
@@ -91,18 +91,24 @@ class EmpiricalRisk:
         self._forward = Forward(self.model, loss_fn, compiled(module))
         self._generators = generators_of(batches)
         self._start = self._random_states()
-        self.num_examples: int | None = None
-        self._last: tuple[tuple, list[float]] | None = None
+        coarsest = max((p.dtype for p in self.parameters.values()), key=lambda dtype: torch.finfo(dtype).eps)
+        self._same = Sameness(torch.finfo(coarsest).eps ** 0.5)
         self._work = 0.0  # in gradients of one example
 
     @contextmanager
     def observed(self, *, differentiable: bool = False, once: bool = False) -> Iterator[None]:
         """Be inside this context to call :meth:`losses` and :meth:`mean`; leaving it undoes all traces."""
-        found = self._random_states()
-        with ExitStack() as stack:
-            stack.callback(self._set_random_states, found)
-            stack.enter_context(observing(self.model, mode=self._mode, differentiable=differentiable, once=once))
+        with self.aside(), observing(self.model, mode=self._mode, differentiable=differentiable, once=once):
             yield
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leaving this context puts the random states back, so that a pass over the data goes on as if nothing was."""
+        found = self._random_states()
+        try:
+            yield
+        finally:
+            self._set_random_states(found)
 
     def losses(self, *, finite: bool = True, skip: int = 0) -> Iterator[BatchLoss]:
         """Yield each batch with its mean loss.
@@ -124,7 +130,7 @@ class EmpiricalRisk:
             totals.append(part.size * float(part.loss.detach()))
             yield part
             del part  # or its graph would stay while the next one is built
-        self._compare(totals, skip)
+        self._same.compare(self.place(), totals, skip)
 
     def read(self) -> Iterator[Batch]:
         """Yield each batch without evaluating it, from the random states in which every pass starts.
@@ -138,7 +144,7 @@ class EmpiricalRisk:
             content = prepared(item, index, self.device)
             count += (size := num_examples(content))
             yield Batch(content, size, index, self._random_states()[0])
-        self._count(count)
+        self._same.count(count)
 
     def evaluate(self, item: Batch, *, finite: bool = True, again: bool = True) -> BatchLoss:
         """Return a batch with its mean loss at the present weights, from the random states it was read at.
@@ -182,6 +188,11 @@ class EmpiricalRisk:
         self._work += cost * size
 
     @property
+    def num_examples(self) -> int | None:
+        """N, once the data were read; None before."""
+        return self._same.num_examples
+
+    @property
     def gradients(self) -> float:
         """What was counted so far, in gradients of all the data."""
         return self._work / self.num_examples if self.num_examples else 0.0
@@ -196,9 +207,14 @@ class EmpiricalRisk:
         return columns
 
     def check_weights(self) -> None:
-        """Raise NonFiniteError if a trainable parameter holds NaN or infinity."""
-        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
-        if nn.utils.get_total_norm(weights.values(), float("inf")).isfinite():
+        """Raise NonFiniteError if a parameter holds NaN or infinity, ArgumentError if one was frozen since."""
+        if frozen := [name for name, parameter in self.parameters.items() if not parameter.requires_grad]:
+            raise ArgumentError(
+                f"parameter {frozen[0]!r} was frozen after this operator was made. Make the operator anew, or thaw it: "
+                "parameter.requires_grad_(True)."
+            )
+        weights = {name: p.detach() for name, p in self.parameters.items() if p.numel()}
+        if not weights or nn.utils.get_total_norm(weights.values(), float("inf")).isfinite():
             return
         name = next(name for name, weight in weights.items() if not weight.isfinite().all())
         raise NonFiniteError(
@@ -209,44 +225,20 @@ class EmpiricalRisk:
     def _blame(self) -> str:
         self.check_weights()
         return (
-            "The weights are finite, so look at the data of this batch (NaN in the inputs?) and the loss (log of 0?)."
+            "The weights are finite, so look at the data of this batch (NaN in the inputs? all targets ignored, and a "
+            "mean over none?) and the loss (log of 0?)."
         )
 
-    def _count(self, count: int) -> None:
-        """Hold the number of examples of this pass against earlier ones."""
-        if count == 0:
-            before = "" if self.num_examples is None else f", but {self.num_examples} examples the first time"
-            raise DataError(
-                f"batches gave no batch{before}. Likely cause: an empty split, drop_last=True with a batch size above "
-                "the number of examples, or an iterator that ran dry. Pass a list or a DataLoader that is not empty."
-            )
-        if self.num_examples not in (None, count):
-            raise DataError(
-                f"the data changed: {self.num_examples} examples in the first pass and {count} in this one. All passes "
-                "must see the same data; fix the sampler, or pass list(loader)."
-            )
-        self.num_examples = count
+    def place(self) -> Hashable:
+        """Return what changes whenever the weights do, or the modes that count: memory, writes, and norms.
 
-    def _compare(self, totals: list[float], skip: int) -> None:
-        """Hold the losses of the batches from ``skip`` on against those of an earlier pass at the same weights."""
-        place, count = self.place(), self.num_examples or 1
-        if self._last is not None and self._last[0] == place:
-            before, now = sum(self._last[1][skip:]) / count, sum(totals) / count
-            dtype = max((p.dtype for p in self.parameters.values()), key=lambda dtype: torch.finfo(dtype).eps)
-            if abs(now - before) > torch.finfo(dtype).eps ** 0.5 * (1.0 + abs(before)):
-                raise DataError(
-                    f"the data changed: at the same weights the mean loss was {before:.6g} in an earlier pass and is "
-                    f"{now:.6g} in this one{' (without the batches whose graphs are kept)' if skip else ''}. Likely "
-                    "cause: augmentation or sampling by generators of their own. Pass list(loader) to measure on one "
-                    "fixed version of the data."
-                )
-        if not skip:
-            self._last = (place, totals)
-
-    def place(self) -> tuple[tuple[int, ...], ...]:
-        """Return what changes whenever the weights do."""
-        pairs = ((local(p.detach()) if is_sharded(p) else p, p) for p in self.parameters.values())
-        return tuple((shard.data_ptr(), shard._version, p._version) for shard, p in pairs)
+        Writes through ``.data`` are counted nowhere, and so the norms tell.
+        """
+        shards = [local(p.detach()) if is_sharded(p) else p.detach() for p in self.parameters.values()]
+        pairs = zip(shards, self.parameters.values(), strict=True)
+        writes = ((shard.data_ptr(), shard._version, p._version) for shard, p in pairs)
+        modes = (m.training for m in self.model.modules()) if self._mode == "current" else ()
+        return (*writes, *(float(norm) for norm in torch._foreach_norm(shards)), *modes)
 
     def _random_states(self) -> tuple[RandomState, list[Tensor]]:
         devices = {p.device for p in self.parameters.values()}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
     from torch.autograd.graph import Node
 
 LEAF = "AccumulateGrad"
@@ -49,7 +49,7 @@ def inputs_first(outputs: Iterable[Tensor]) -> list[Node]:
     return order
 
 
-def leaves(nodes: Iterable[Node], parameters: Mapping[str, nn.Parameter]) -> dict[Node, str]:
+def leaves(nodes: Iterable[Node], parameters: Mapping[str, Tensor]) -> dict[Node, str]:
     """Return which nodes stand for which parameters."""
     names = {id(parameter): name for name, parameter in parameters.items()}
     found = ((node, names.get(id(getattr(node, "variable", None)))) for node in nodes if kind(node) == LEAF)

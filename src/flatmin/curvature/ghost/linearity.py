@@ -101,7 +101,7 @@ def linearity(outputs: Sequence[Tensor], parameters: Mapping[str, nn.Parameter])
     return Linearity(_names(bits, total), _names(bits, curved))
 
 
-def bypassing(loss: Tensor, outputs: Sequence[Tensor], parameters: Mapping[str, nn.Parameter]) -> frozenset[str]:
+def bypassing(loss: Tensor, outputs: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> frozenset[str]:
     """Return the parameters that ``loss`` depends on other than through ``outputs``, such as by a penalty.
 
     Example:

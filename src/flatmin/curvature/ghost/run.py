@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from flatmin.curvature.batch import Batch
 from flatmin.curvature.cut import cut
 from flatmin.curvature.ghost.checks import bent, disagreeing, few, random_like, same
 from flatmin.curvature.ghost.engine import BACKWARD, TRIED, Ghost, Structure
@@ -146,15 +147,13 @@ class Run:
         """Return the outputs for the first examples by themselves, or those of the batch if they do not agree."""
         if part.size <= TRIED:
             return outputs
-        batch, risk = few(part.batch, part.size, TRIED), self._risk
-        states = risk._random_states()
+        item = Batch(few(part.batch, part.size, TRIED), TRIED, part.index, part.start)
         try:
-            output = risk._forward.output(batch)
-            tried = cut(output, risk._forward.loss(output, batch))
+            with self._risk.aside():
+                apart = self._risk.evaluate(item)
+            tried = cut(apart.output, apart.loss)
         except (FlatminError, RuntimeError, ValueError, TypeError, IndexError, KeyError):
             return outputs  # not every batch can be cut
-        finally:
-            risk._set_random_states(states)
         self._risk.spend(_FORWARD, TRIED)
         return tried if same(tried, outputs) else outputs
 

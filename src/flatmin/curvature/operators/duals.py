@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, contextmanager
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from torch.autograd import forward_ad
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+_ALONE = RLock()  # torch has one level of dual numbers for all threads
+
 
 @contextmanager
 def dual_parameters(
@@ -24,7 +27,7 @@ def dual_parameters(
 
     They stand wherever a module of ``model`` holds the parameter itself; the parameters are not written to.
     """
-    with forward_ad.dual_level():
+    with _ALONE, forward_ad.dual_level():
         values = [p.detach().requires_grad_() for p in parameters.values()]
         duals = [forward_ad.make_dual(value, tangent) for value, tangent in zip(values, vector, strict=True)]
         by_id = {id(p): dual for p, dual in zip(parameters.values(), duals, strict=True)}

@@ -18,7 +18,7 @@ from flatmin.errors import ArgumentTypeError, NonFiniteError
 from flatmin.vectors import accumulation_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 
     from flatmin.curvature.data import LossFunction
     from flatmin.curvature.observe import Mode
@@ -108,7 +108,7 @@ class ForwardOnlyHessian(RiskOperator):
         super()._set_up(risk, memory, *args, **options)
         self.step: float | None = None
         self._steps = Steps()
-        self._place: tuple | None = None
+        self._place: Hashable = None
         self._on_losses = False
 
     @property
@@ -133,8 +133,8 @@ class ForwardOnlyHessian(RiskOperator):
         columns = self.risk.moving(block.detach().to(self.device, self.dtype).reshape(self.shape[0], -1))
         with self.risk.observed():
             self.risk.check_weights()
-            *totals, count = sum_over_ranks(lambda: self._totals(columns), self.risk.groups)
-        forms = torch.stack(totals) / count
+            totals = sum_over_ranks(lambda: self._totals(columns), self.risk.groups)
+        forms = totals[:-1] / totals[-1]
         if not forms.isfinite().all():
             raise NonFiniteError(
                 f"a quadratic form of the {type(self).__name__} is not finite although loss and weights are: outputs "

@@ -93,7 +93,8 @@ class FunctionalHessian(Hessian):
     with z the outputs of the model (Singh, Bachmann and Hofmann 2021 call it the functional Hessian). It is the Hessian
     of the loss made linear in the outputs, Σ ⟨∂ℓ/∂z, z(W)⟩ with the slope held fixed: a product costs what one with the
     Hessian does, where ``H - G`` would cost both. It vanishes where the network is linear in the weights, and its
-    diagonal blocks do where it is piecewise linear in each weight tensor.
+    diagonal blocks do where it is piecewise linear in each weight tensor. A penalty on the weights, which is no
+    function of the outputs, belongs to H alone: it is neither here nor in G.
 
     Example:
         >>> model = torch.nn.Linear(2, 1, bias=False)

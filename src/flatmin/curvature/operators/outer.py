@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.autograd.graph import get_gradient_edge
 
 from flatmin.curvature.cut import outputs_of
+from flatmin.curvature.ghost.linearity import bypassing
 from flatmin.curvature.operators.duals import tangents, without_tangents
 from flatmin.curvature.operators.risk_operator import RiskOperator
 from flatmin.curvature.operators.routes import NoSecondDerivativeError
-from flatmin.errors import DataError
+from flatmin.errors import ArgumentError, DataError
 from flatmin.vectors import dense
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ class GGN(OuterOperator):
     .. math:: G = \frac1N \sum_n J_n^\top \big(\nabla_z^2 \ell_n\big) J_n, \qquad J_n = \frac{\partial z_n}{\partial W}
 
     with z the outputs of the model that the loss is made of. For cross-entropy it is the Fisher matrix. It is positive
-    semidefinite where the loss is convex in the outputs, and the Hessian of the network made linear in its weights.
+    semidefinite where the loss is convex in the outputs, and the Hessian of the network made linear in its weights. A
+    penalty on the weights, which is no function of the outputs, has no part in it.
 
     See :class:`RiskOperator` for the arguments, the attributes and what a product leaves untouched. In units of a
     gradient, about 1 for the graph and 4/3 a vector.
@@ -158,6 +160,7 @@ class EmpiricalFisher(OuterOperator):
     See :class:`RiskOperator` for the arguments, the attributes and what a product leaves untouched.
 
     Raises:
+        ArgumentError: The loss depends on weights besides by the outputs (on multiplying).
         DataError: The outputs do not have one row an example (on multiplying).
 
     Example:
@@ -168,6 +171,14 @@ class EmpiricalFisher(OuterOperator):
         tensor([[ 5.,  7.],
                 [ 7., 10.]])
     """
+
+    def _prepare(self, part: BatchLoss) -> Product:
+        _refuse_penalties(part, self.risk.parameters)
+        return super()._prepare(part)
+
+    def _pull(self, part: BatchLoss, along: Sequence[Tensor], parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        _refuse_penalties(part, dict(zip(self.risk.parameters, parameters, strict=True)))
+        return super()._pull(part, along, parameters)
 
     def _curve(
         self, size: int, outputs: Sequence[Tensor], slopes: Sequence[Tensor], along: Sequence[Tensor]
@@ -183,3 +194,17 @@ class EmpiricalFisher(OuterOperator):
         rises = sum((s * a.reshape_as(s)).sum(1, keepdim=True) for s, a in zip(rows, along, strict=True))
         # The mean loss has slopes of 1/n, so that n ∇ℓ∇ℓᵀ/n² is the mean of the outer products.
         return [(size * rises * s).view_as(z) for s, z in zip(rows, outputs, strict=True)]
+
+
+def _leaf(parameter: Tensor) -> Tensor:
+    """Return the leaf that a parameter is, or, where it is a dual number, hangs at."""
+    node: Any = parameter.grad_fn
+    return parameter if node is None else node.next_functions[0][0].variable
+
+
+def _refuse_penalties(part: BatchLoss, parameters: Mapping[str, Tensor]) -> None:
+    if besides := sorted(bypassing(part.loss, outputs_of(part), {n: _leaf(p) for n, p in parameters.items()})):
+        raise ArgumentError(
+            f"the loss depends on {', '.join(besides)} besides by the outputs of the model, such as by a penalty, so "
+            "that gradients of single examples do not follow from the outputs. Leave the penalty out of loss_fn."
+        )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from flatmin.curvature.cut import tensors_in
+from flatmin.curvature.batch import tensors_in
 from flatmin.curvature.memory import graph_bytes
 from flatmin.distributed import local, local_slice, shard_groups, sum_over_ranks
 from flatmin.perturb.displace import Displacer

@@ -220,8 +220,7 @@ class RiskOperator(Operator):
 
     def _dually(self, columns: Tensor) -> Tensor:
         """Return the sum over batches of products by dual numbers: every vector evaluates the model anew."""
-        total, risk = torch.zeros_like(columns), self.risk
-        moving = risk.moving(columns)
+        risk, total, moving = self.risk, torch.zeros_like(columns), self.risk.moving(columns)
         with risk.observed(differentiable=True):
             risk.check_weights()
             for item in risk.read():
