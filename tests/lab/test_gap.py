@@ -47,7 +47,7 @@ def test_smooth_networks_agree_within_monte_carlo_error(found, activation):
 
 
 def test_networks_with_relu_do_not_however_small_the_noise_is(found):
-    """The trace of second derivatives is exact here, and 10 % and more below what the noise meets: at least 5 of its errors."""
+    """The trace of second derivatives is exact here, below what the noise meets by 10 % or more: 5 standard errors."""
     kinked = found["relu"]
     assert kinked.kinks is True
     assert kinked.exponent == pytest.approx(-0.5, abs=0.5)
@@ -152,11 +152,11 @@ def test_figure(found):
     figure = gap_figure(list(found.values()))
     left, right = figure.axes
     assert [text.get_text() for text in left.get_legend().get_texts()] == ["mlp-relu", "mlp-gelu", "mlp-tanh"]
-    drawn = [line.get_ydata().tolist() for line in left.lines]
+    drawn = [list(line.get_ydata()) for line in left.lines]
     for comparison in found.values():
         assert [p.approximation for p in comparison.points] in drawn
         assert [p.gap for p in comparison.points] in drawn
-    beside = [line.get_ydata().tolist() for line in right.lines]
+    beside = [list(line.get_ydata()) for line in right.lines]
     assert all([100 * p.difference for p in c.points] in beside for c in found.values())
     assert right.get_ylabel() == "% of the gap"
 
