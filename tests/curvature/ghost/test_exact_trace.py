@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from curvature_cases import CASES, case, dense_hessian, everything
+from curvature_cases import CASES, case, data, dense_hessian, everything
 from flatmin.curvature.ghost import ggn_trace
 from flatmin.curvature.operators import GGN, FunctionalHessian
 
@@ -265,6 +265,32 @@ def test_nothing_is_covered_where_no_parameter_has_a_form():
     trace = ggn_trace(GGN(model, loss_fn, batches))
     assert (trace.covered, trace.value) == ((), 0.0)
     assert "no form of its gradients" in trace.reason
+
+
+def test_losses_in_less_precision_than_the_model():
+    """As in transformers, where logits of any type become float32 before the loss."""
+    model, _, batches = case("relu")
+    G = GGN(model, lambda z, y: functional.cross_entropy(z.float(), y), batches)
+    trace = ggn_trace(G)
+    assert trace.uncovered == ()
+    assert trace.value == pytest.approx(float((G @ torch.eye(38, dtype=torch.float64)).trace()), rel=1e-6)
+
+
+class Branching(nn.Module):
+    """Takes another path for single examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.head((x if len(x) == 1 else self.second(x)).relu())
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 3), (1, 3), (6, 1)])
+def test_batches_that_take_different_paths(sizes):
+    check(Branching().double(), functional.cross_entropy, data(sizes))
 
 
 class PositionsFirst(nn.Module):

@@ -35,19 +35,24 @@ class Structure:
     Args:
         outputs: The outputs for a batch, examples first, with their graph.
         parameters: The parameters, by name.
+        graph: That of the outputs.
         cotangents: Of the form of the outputs, random.
 
     Attributes:
-        axes: Axis of the examples at each candidate, in the order of :meth:`Graph.candidates`; None if there is none.
+        axes: Axis of the examples at each candidate, in the order of ``graph.candidates``; None if there is none.
         proven: Whether any gradient got there, without which the axis is a guess.
         references: For the first examples, the squared norm of each parameter's gradient, by an ordinary backward pass.
     """
 
     def __init__(
-        self, outputs: Sequence[Tensor], parameters: Mapping[str, nn.Parameter], cotangents: Sequence[Tensor]
+        self,
+        outputs: Sequence[Tensor],
+        parameters: Mapping[str, nn.Parameter],
+        graph: Graph,
+        cotangents: Sequence[Tensor],
     ) -> None:
-        size = len(outputs[0])
-        nodes = Graph(outputs, parameters).candidates()
+        size, nodes = len(outputs[0]), graph.candidates
+        self._kinds = graph.kinds
         ends: list[Any] = [*(GradientEdge(node, 0) for node in nodes), *parameters.values()]
         found: list[Sequence[Tensor]] = []
         self.references: list[dict[str, float]] = []
@@ -55,7 +60,7 @@ class Structure:
         for example in range(min(TRIED, size)):
             cotangent = masked(cotangents, example)
             gradients = torch.autograd.grad(outputs, ends, cotangent, retain_graph=True, materialize_grads=True)
-            norms = torch.stack([squares(g.detach().reshape(1, -1))[0] for g in gradients]).tolist()
+            norms = torch.stack(torch._foreach_norm([g.detach() for g in gradients])).double().square_().tolist()
             found.append(gradients[: len(nodes)])
             self.references.append(dict(zip(parameters, norms[len(nodes) :], strict=True)))
             self.proven = [proven or norm > 0 for proven, norm in zip(self.proven, norms, strict=False)]
@@ -67,6 +72,10 @@ class Structure:
             for node, gradients in zip(nodes, zip(*found, strict=True), strict=True)
         ]
 
+    def describes(self, graph: Graph) -> bool:
+        """Tell whether ``graph`` has the candidates that this was found on: batches may take different paths."""
+        return graph.kinds == self._kinds
+
 
 class Ghost:
     """The squared gradient norms of single examples for one batch, for any cotangents of its outputs.
@@ -74,6 +83,7 @@ class Ghost:
     Args:
         outputs: The outputs for the batch, examples first, with their graph.
         parameters: The parameters, by name.
+        graph: That of the outputs, which ``structure`` describes.
         structure: Where the parameters meet data.
         budget: Bytes for what is kept between cotangents.
         without: Names of parameters to leave out.
@@ -88,18 +98,17 @@ class Ghost:
         self,
         outputs: Sequence[Tensor],
         parameters: Mapping[str, nn.Parameter],
+        graph: Graph,
         structure: Structure,
         budget: int,
         without: Collection[str] = (),
     ) -> None:
         self._outputs, self._size, self._budget = list(outputs), len(outputs[0]), budget
-        graph = Graph(outputs, parameters)
-        candidates = graph.candidates()
-        alike = len(candidates) == len(structure.axes)
-        self._axes: dict[Node, Axis | None] = dict(zip(candidates, structure.axes, strict=True)) if alike else {}
-        unproven = {node for node, proven in zip(candidates, structure.proven, strict=False) if not proven}
+        candidates = graph.candidates
+        self._axes: dict[Node, Axis | None] = dict(zip(candidates, structure.axes, strict=True))
+        unproven = {node for node, proven in zip(candidates, structure.proven, strict=True) if not proven}
         self._keep = graph  # node identities last as long as this
-        found = {} if not self._axes else graph.uses(lambda node: self._axes.get(node) is not None)
+        found = graph.uses(lambda node: self._axes.get(node) is not None)
         self._forms: dict[str, list[tuple[int, Form]]] = {}
         self._edges: dict[Node, int] = {}
         self.unproven: list[str] = []

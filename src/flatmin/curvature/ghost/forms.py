@@ -70,8 +70,8 @@ class Direct:
 
     def norms(self, cotangents: list[Tensor]) -> Tensor:
         """See :class:`Form`."""
-        norms = [torch.linalg.vector_norm(self.gradient(c).flatten(1), dim=1) for c in cotangents]
-        return torch.stack(norms).double().square_()
+        gradients = torch.stack([self.gradient(c).flatten(1) for c in cotangents])
+        return torch.linalg.vector_norm(gradients, dim=2).double().square_()
 
     def gradients(self, cotangent: Tensor, examples: slice) -> Tensor:
         """See :class:`Form`."""

@@ -126,7 +126,7 @@ class OutputCurvature:
 
     Attributes:
         mass: ± squared norms of all columns, (examples, columns).
-        dtype: The least precise type of the outputs.
+        dtype: The least precise type of the outputs and the loss.
 
     Raises:
         DataError: There is no structure that can be factored: the loss couples the examples, or too many outputs.
@@ -134,7 +134,8 @@ class OutputCurvature:
 
     def __init__(self, loss: Tensor, outputs: Sequence[Tensor], stream: Stream) -> None:
         self._outputs = list(outputs)
-        self.dtype: torch.dtype = max((z.dtype for z in outputs), key=lambda dtype: torch.finfo(dtype).eps)
+        types = (loss.dtype, *(z.dtype for z in outputs))
+        self.dtype: torch.dtype = max(types, key=lambda dtype: torch.finfo(dtype).eps)
         self._slopes = torch.autograd.grad(loss, self._outputs, create_graph=True)
         try:
             self._parts = [self._factor(i, stream) for i in range(len(self._outputs))]
@@ -154,7 +155,7 @@ class OutputCurvature:
         image = self._product(index, probe, alone=True)
 
         def fits(candidate: Tensor) -> bool:
-            return bool((candidate - image).norm() <= torch.finfo(z.dtype).eps ** 0.5 * image.norm())
+            return bool((candidate - image).norm() <= torch.finfo(self.dtype).eps ** 0.5 * image.norm())
 
         axes = [-1, 1] if z.dim() > 2 else [-1] * (z.dim() - 1)
         for axis in axes:

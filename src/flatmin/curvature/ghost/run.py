@@ -15,6 +15,7 @@ from flatmin.curvature.ghost.linearity import bypassing, linearity
 from flatmin.curvature.ghost.outputs import OutputCurvature
 from flatmin.curvature.ghost.passes import Passes
 from flatmin.curvature.ghost.result import GGNTrace
+from flatmin.curvature.ghost.uses import Graph
 from flatmin.curvature.memory import available_memory
 from flatmin.curvature.results import Estimate
 from flatmin.curvature.risk import check_depends
@@ -78,10 +79,11 @@ class Run:
         self._reached |= shape.reached
         self._curved |= shape.curved
         self._leave_out(bypassing(part.loss, outputs, parameters), "the loss depends on it besides by the outputs")
-        if self._structure is None or self._explored < min(2, part.size):
-            self._structure = self._explore(part, outputs)
+        graph = Graph(outputs, parameters)
+        if self._explored < min(2, part.size) or self._structure is None or not self._structure.describes(graph):
+            self._structure = self._explore(part, outputs, graph)
         budget = int(_SHARE * available_memory(outputs[0].device))
-        ghost = Ghost(outputs, parameters, self._structure, budget, without=self._uncovered)
+        ghost = Ghost(outputs, parameters, graph, self._structure, budget, without=self._uncovered)
         self._leave_out(
             shape.reached - set(ghost.covered),
             "there is no form of its gradients: an operation that is not known, or one on it before it meets data",
@@ -128,13 +130,16 @@ class Run:
                 wanted = min(limit, max(wanted, math.ceil(wanted * (stderr / allowed) ** 2) if allowed else limit))
         return torch.stack(samples)
 
-    def _explore(self, part: BatchLoss, outputs: Sequence[Tensor]) -> Structure:
+    def _explore(self, part: BatchLoss, outputs: Sequence[Tensor], graph: Graph) -> Structure:
         """Find out where the examples are, and try what the graph tells, on a few of them if the batch can be cut."""
         tried = self._few(part, outputs)
+        apart = Graph(tried, self._risk.parameters)
+        if apart.kinds != graph.kinds:
+            tried, apart = outputs, graph
         self._explored = size = len(tried[0])
         cotangents = random_like(tried, self._stream.child(2))
-        structure = Structure(tried, self._risk.parameters, cotangents)
-        ghost = Ghost(tried, self._risk.parameters, structure, 2**30)
+        structure = Structure(tried, self._risk.parameters, apart, cotangents)
+        ghost = Ghost(tried, self._risk.parameters, apart, structure, 2**30)
         wrong = disagreeing(ghost, structure, cotangents)
         self._leave_out(wrong, "the norms of its gradients came out wrong on trial, or mix examples")
         linear = [name for name in ghost.covered if name not in self._curved | set(wrong)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from flatmin.curvature.ghost.graph import inputs_first, kind, leaves, saved, shape_of
@@ -77,8 +78,9 @@ class Graph:
                     self._consumers[following].append((node, operand))
         self._ends = {z.grad_fn for z in outputs}
 
+    @cached_property
     def candidates(self) -> list[Node]:
-        """Return all nodes at which a parameter may meet data, in a fixed order."""
+        """All nodes at which a parameter may meet data, in a fixed order."""
         found: dict[Node, None] = {}
 
         def note(node: Node) -> bool:
@@ -88,6 +90,11 @@ class Graph:
         for leaf in self._leaves:
             list(self._uses(leaf, (), note))
         return list(found)
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        """The operations of the candidates."""
+        return [kind(node) for node in self.candidates]
 
     def uses(self, separates: Separates) -> dict[str, list[Use] | None]:
         """Return the uses of every parameter.
