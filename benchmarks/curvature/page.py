@@ -38,7 +38,7 @@ METHOD = """\
   flatmin is not: it is called with `rtol=0.02` and includes its own stop rule, pilot and all; its error is that of its
   results over the seeds that were run.
 - **True values.** Digits: the Hessian itself, as float32 evaluates it. ResNets: the trace of the Gauss-Newton matrix
-  from the Jacobian of each example, which is the Hessian's there. GPT-2: 1,500 probes. Eigenvalues: ARPACK to 10⁻⁵ on
+  from the Jacobian of each example, which is the Hessian's there. GPT-2: 600 probes. Eigenvalues: ARPACK to 10⁻⁵ on
   products by two calls of `torch.autograd.grad`. None of it is flatmin's.
 - **Eigenvalues.** Each tool is run with increasing effort (tolerance or steps) until all five are within 10⁻³ of the
   truth; that run alone counts. flatmin is called with its defaults.
