@@ -93,9 +93,9 @@ def perturbation_trace(
         = \operatorname{tr} \nabla^2 f(W) + O(\sigma^2)
 
     by the pairs of :func:`perturbation_gap`, and the same draws for the same seed. On smooth networks and for small σ
-    it is the trace of the Hessian. At kinks (ReLU, max-pooling) it differs for any σ, since second derivatives are those
-    of the pieces: it is larger where kinks turn the loss upwards, as they mostly do, and smaller where they turn it
-    downwards. Both are right, about different things, and this is the one that the noise meets.
+    it is the trace of the Hessian. At kinks (ReLU, max-pooling) it differs for any σ, since second derivatives are
+    those of the pieces: it is larger where kinks turn the loss upwards, as they mostly do, and smaller where they turn
+    it downwards. Both are right, about different things, and this is the one that the noise meets.
 
     The first 16 draws are evaluated at σ/2 and σ/4 too. Each draw's sample q(σ) = 2 (rise) / σ² tends to U'HU/σ² where
     the loss is smooth, so that q(σ) - q(σ/2) is four times q(σ/2) - q(σ/4). At kinks, of which a smaller displacement
