@@ -74,8 +74,8 @@ class Certificate:
             f"With probability {1 - self.delta:.4g}, {whom} have on new examples an expected loss ({self.loss}) of at "
             f"most {min(self.risk, 1.0):.4g}."
             if not self.vacuous
-            else f"Vacuous: the bound is {min(self.risk, 1.0):.4g} for the loss ({self.loss}) of {whom}; KL is too large "
-            "for n."
+            else f"Vacuous: the bound is {min(self.risk, 1.0):.4g} for the loss ({self.loss}) of {whom}; KL is too "
+            "large for n."
         )
         searched = f", of {self.num_searched} posteriors searched" if self.num_searched > 1 else ""
         draws = "1 draw" if self.single_draw else f"{self.empirical.num_draws} draws"
