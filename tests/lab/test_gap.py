@@ -1,8 +1,10 @@
 """The perturbation gap against the trace: smooth networks agree, networks with kinks do not, and the output says so."""
 
 import json
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -19,18 +21,18 @@ from flatmin_lab.report.gaps import gap_figure, gap_table
 from graph_archives import small_archive
 from lab_data import texts
 
-PAIRS = 300
+PAIRS = 400
 
 
-def digits(activation):
+def digits(activation, pairs=PAIRS):
     """Of the toy size, with the two smallest sigmas and more pairs: a relative standard error of 2 %."""
-    recipe = replace(gap_recipe(f"mlp-{activation}", "toy"), sigmas=(0.005, 0.01), num_pairs=PAIRS)
+    recipe = replace(gap_recipe(f"mlp-{activation}", "toy"), sigmas=(0.005, 0.01), num_pairs=pairs)
     return compare(recipe, recipe.problem(None, None, 0), seed=0)
 
 
 @pytest.fixture(scope="module")
 def found():
-    return {activation: digits(activation) for activation in ("relu", "gelu", "tanh")}
+    return {"relu": digits("relu", 2 * PAIRS), "gelu": digits("gelu"), "tanh": digits("tanh")}
 
 
 @pytest.mark.parametrize("activation", ["gelu", "tanh"])
@@ -42,22 +44,22 @@ def test_smooth_networks_agree_within_monte_carlo_error(found, activation):
         assert abs(point.score) < 3
         assert point.difference_stderr < 0.03
     assert smooth.rss < 6 * smooth.chance_rss
-    assert "The loss is smooth" in smooth.verdict
+    assert "The noise meets no kinks" in smooth.verdict
     assert "agree within 3 standard errors up to σ = 0.01" in smooth.verdict
 
 
 def test_networks_with_relu_do_not_however_small_the_noise_is(found):
-    """The trace of second derivatives is exact here, below what the noise meets by 10 % or more: 5 standard errors."""
+    """The trace of second derivatives is exact here, and some 10 % below what the noise meets: 4 standard errors."""
     kinked = found["relu"]
     assert kinked.kinks is True
     assert kinked.exponent == pytest.approx(-0.5, abs=0.5)
     assert kinked.trace_stderr == 0
     for point in kinked.points:
-        assert point.score > 5
-        assert 0.08 < point.difference < 0.3
-    assert kinked.smoothed_trace > kinked.trace + 5 * kinked.smoothed_stderr
+        assert point.score > 4
+        assert 0.05 < point.difference < 0.3
+    assert kinked.smoothed_trace > kinked.trace + 4 * kinked.smoothed_stderr
     assert kinked.rss > 10 * kinked.chance_rss
-    assert "has kinks, which second derivatives do not see" in kinked.verdict
+    assert "meets kinks, however small it is, and second derivatives do not see them" in kinked.verdict
     assert "beyond chance" in kinked.verdict
 
 
@@ -106,6 +108,9 @@ def test_errors_of_a_point():
     assert point.difference == 0.5
     assert point.difference_stderr == pytest.approx(((0.4 / 2) ** 2 + (1.0 * 0.3 / 4) ** 2) ** 0.5)
     assert point.score == pytest.approx(1 / 0.5)
+    swallowed = GapPoint.of(replace(gap, value=0.0, stderr=0.0), trace=0.5, trace_stderr=0.25)  # by rounding
+    assert math.isnan(swallowed.difference)
+    assert swallowed.score == -2
 
 
 class Shape:
@@ -193,6 +198,16 @@ def test_the_encoder_needs_a_folder(tmp_path):
         encoder(texts(tmp_path), None, 0, count=4)
     with pytest.raises(WeightsError, match="nowhere does not exist"):
         encoder(texts(tmp_path), tmp_path / "nowhere", 0, count=4)
+
+
+def test_some_of_a_file_that_is_sorted_by_class_are_of_every_class(tmp_path):
+    y = np.arange(10, dtype=np.uint8).repeat(100)
+    x = np.zeros((1000, 28, 28), dtype=np.uint8) + y[:, None, None]
+    np.savez(tmp_path / "mnist.npz", x_train=x, y_train=y, x_test=x[:1], y_test=y[:1])
+    inputs, targets = perceptron(tmp_path, 0, activation="relu", data="mnist", count=100).measured()[0]
+    assert set(targets.tolist()) == set(range(10))
+    pixels = (inputs[:, 0] * 0.3081 + 0.1307) * 255
+    torch.testing.assert_close(pixels, targets.double(), atol=1e-3, rtol=0)
 
 
 def test_equal_seeds_give_equal_networks():

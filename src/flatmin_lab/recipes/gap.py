@@ -125,7 +125,7 @@ def compare(recipe: GapRecipe, problem: Problem, seed: int, watch: Watch = lambd
         gaps.append(perturbation_gap(model, problem.loss_fn, batches, **options))
     watch("gap", len(recipe.sigmas), len(recipe.sigmas))
     points = tuple(GapPoint.of(gap, estimate.value, estimate.stderr) for gap in gaps)
-    squares = math.fsum(p.gap**2 for p in points)
+    squares = math.fsum(p.gap**2 for p in points) or math.nan
     smoothed = gaps[0].trace
     return GapComparison(
         name=recipe.name,

@@ -15,7 +15,7 @@ from flatmin.curvature.data import Forward, LossFunction
 from flatmin.curvature.layout import Layout, trainable_parameters
 from flatmin.errors import ArgumentError
 from flatmin_lab.data.root import data_root
-from flatmin_lab.seeds import derive
+from flatmin_lab.seeds import derive, generator
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,13 +78,15 @@ def perceptron(root: Path | None, seed: int, *, activation: str, data: str, coun
         seed: Of the initial weights.
         activation: A key of `ACTIVATIONS`.
         data: ``"digits"``, scikit-learn's, with 32 hidden units, or ``"mnist"``, with 128.
-        count: Examples of the training set, the first; None for all.
+        count: Examples of the training set, the first of one random order; None for all.
     """
     from flatmin_lab.recipes import data as sources
 
     choice("activation", activation, ACTIVATIONS)
     split, _ = getattr(sources, choice("data", data, ("digits", "mnist")))(root)
-    inputs, targets = split.inputs[:count].flatten(1).double(), split.targets[:count]
+    # Files may be sorted by class; the order depends on the data set alone.
+    chosen = torch.randperm(len(split), generator=generator(0, f"{data}: examples"))[:count]
+    inputs, targets = split.inputs[chosen].flatten(1).double(), split.targets[chosen]
     width = 32 if data == "digits" else 128
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "initial weights"))

@@ -49,8 +49,10 @@ class GapPoint(Value):
             gap_stderr=gap.stderr,
             approximation=value,
             approximation_stderr=error,
-            difference=1 - value / gap.value,
-            difference_stderr=math.hypot(error / gap.value, value * gap.stderr / gap.value**2),
+            difference=1 - value / gap.value if gap.value else math.nan,  # zero where rounding swallows all
+            difference_stderr=math.hypot(error / gap.value, value * gap.stderr / gap.value**2)
+            if gap.value
+            else math.nan,
             score=(gap.value - value) / both if both else math.copysign(math.inf, gap.value - value),
         )
 
@@ -115,12 +117,12 @@ def verdict(points: tuple[GapPoint, ...], shape: PerturbationTrace) -> str:
     if shape.kinks:
         seen = "beyond chance" if abs(first.score) > _AGREES else "which chance alone may make"
         return (
-            f"The loss has kinks, which second derivatives do not see and noise meets however small it is: the gap and "
+            f"The noise meets kinks, however small it is, and second derivatives do not see them: the gap and "
             f"σ²/2 tr H differ by {off}, {seen}. Equation (4) and the bound assume two derivatives and do not "
             "hold here; the smoothed trace 2 gap / σ² is what the noise acts on."
         )
     agreeing = [p.sigma for p in _agreeing(points)]
-    what = "The loss is smooth" if shape.kinks is False else "Whether the loss has kinks is undecided"
+    what = "The noise meets no kinks" if shape.kinks is False else "Whether the noise meets kinks is undecided"
     if not agreeing:
         return f"{what}, but gap and σ²/2 tr H differ by {off}, beyond chance: σ reaches too far. Take smaller ones."
     reach = f"{what}: gap and σ²/2 tr H agree within {_AGREES:g} standard errors up to σ = {agreeing[-1]:g}"

@@ -74,10 +74,10 @@ def _mlp_gap(name: str, size: str, activation: str) -> GapRecipe:
 
     options: dict[str, Any] = {
         "toy": {"sigmas": (0.005, 0.01, 0.02, 0.04), "num_pairs": 100, "epochs": 15, "learning_rate": 5e-3},
-        "small": {"sigmas": (*_LIMIT, 0.02, 0.03, 0.04), "num_pairs": 200, "epochs": 30, "learning_rate": 1e-3},
+        "small": {"sigmas": (*_LIMIT, 0.02, 0.03, 0.04), "num_pairs": 400, "epochs": 30, "learning_rate": 1e-4},
         "paper": {"sigmas": (*_LIMIT, *_steps(20, 40)), "num_pairs": 100, "epochs": 30, "learning_rate": 1e-4},
     }[size] | {"batch_size": {"toy": 25, "small": 64, "paper": 256}[size]}
-    data, count = ("digits", None) if size == "toy" else ("mnist", 4000 if size == "small" else None)
+    data, count = ("digits", None) if size == "toy" else ("mnist", 10_000 if size == "small" else None)
     return GapRecipe(
         name,
         size,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flatmin_lab.recipes.gap_results import GapComparison
     from flatmin_lab.report.style import MethodStyle
 
-_KINKS = {True: "kinks", False: "smooth", None: "undecided"}
+_KINKS = {True: "kinks", False: "no kinks", None: "undecided"}
 
 
 def gap_table(found: GapComparison) -> Table:
