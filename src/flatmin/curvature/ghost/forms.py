@@ -70,8 +70,8 @@ class Direct:
 
     def norms(self, cotangents: list[Tensor]) -> Tensor:
         """See :class:`Form`."""
-        gradients = torch.stack([self.gradient(c).flatten(1) for c in cotangents])
-        return torch.linalg.vector_norm(gradients, dim=2).double().square_()
+        norms = [torch.linalg.vector_norm(self.gradient(c).flatten(1), dim=1) for c in cotangents]
+        return torch.stack(norms).double().square_()
 
     def gradients(self, cotangent: Tensor, examples: slice) -> Tensor:
         """See :class:`Form`."""
@@ -102,6 +102,10 @@ class Rows:
         if self.positions == 1:  # a batch of products of vectors is slow
             return torch.linalg.vector_norm(rows, dim=-1, keepdim=True).square_()
         return rows @ rows.mT
+
+    def lengths(self, cotangent: Tensor | None, examples: slice) -> Tensor:
+        """Return the lengths of rows that are the only ones of their example, (examples,)."""
+        return torch.linalg.vector_norm(self.read(cotangent, examples), dim=-1).flatten()
 
 
 @dataclass
@@ -144,8 +148,13 @@ class Outer:
     def _norms_by_gram(self, cotangents: list[Tensor]) -> Tensor:
         parts = []
         each = self.left.groups * self.left.positions * (2 * self.left.positions + self._moving.width)
+        alone = self.left.positions == self.left.groups == 1  # one product of two rows
         for examples in chunks(self.size, 4 * each * self.dtype.itemsize, self.device):
             fixed = self._gram(examples)
+            if alone:
+                lengths = torch.stack([self._moving.lengths(c, examples) for c in cotangents])
+                parts.append(lengths.double().square_().mul_(fixed.flatten()))
+                continue
             parts.append(
                 torch.stack([(self._moving.gram(c, examples) * fixed).flatten(1).sum(1).double() for c in cotangents])
             )

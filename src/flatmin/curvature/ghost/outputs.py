@@ -89,9 +89,10 @@ class Softmax(Columns):
     def combine(self, coefficients: Tensor) -> Tensor:
         """See :class:`Columns`."""
         c = coefficients.to(self._p.dtype).view(*coefficients.shape[:-2], *self._p.shape)
-        above = (c * self._factor).cumsum(-1) - c * self._factor
-        values = self._scale * (c * self._root - self._p * above)
-        values = torch.empty_like(values).scatter_(-1, self._order.expand_as(values), values)
+        weighed = c * self._factor
+        above = weighed.cumsum(-1).sub_(weighed)
+        values = (c * self._root).sub_(above.mul_(self._p)).mul_(self._scale)
+        values = weighed.scatter_(-1, self._order.expand_as(values), values)
         return values.movedim(-1, self._axis).to(self._like.dtype)
 
 

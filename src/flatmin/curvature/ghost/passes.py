@@ -58,11 +58,11 @@ class Passes:
         Yields:
             Their signs (passes, examples), and the cotangents of each.
         """
-        mass = self._curvature.mass
+        mass, dtype = self._curvature.mass, torch.promote_types(self._curvature.dtype, torch.float32)
         together = max(1, min(together, _COEFFICIENTS // mass.numel()))
         for start in range(0, self.head, together):
             places = self._order[:, start : min(start + together, self.head)].T
-            chosen = torch.zeros(len(places), *mass.shape, dtype=mass.dtype, device=mass.device)
+            chosen = torch.zeros(len(places), *mass.shape, dtype=dtype, device=mass.device)
             cotangents = self._curvature.combine(chosen.scatter_(2, places.unsqueeze(2), 1.0))
             yield mass.T.gather(0, places).sign(), [list(c) for c in zip(*cotangents, strict=True)]
 

@@ -68,7 +68,11 @@ class Place:
 
     def added(self, factor: float = 1.0) -> Form | None:
         """Return the form of a parameter that is added, ``factor`` times; None if its shape does not fit."""
-        return None if self.within is None else Direct(lambda cotangent: self.reduced(cotangent) * factor)
+        return (
+            None
+            if self.within is None
+            else Direct(lambda c: self.reduced(c) if factor == 1 else self.reduced(c) * factor)
+        )
 
     def multiplied(self, other: Tensor) -> Form | None:
         """Return the form of a parameter that multiplies ``other``; None if its shape does not fit."""
