@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from rich import box
 from rich.table import Table
 
@@ -81,6 +82,9 @@ def gap_figure(comparisons: Sequence[GapComparison]) -> Figure:
         right.set(xscale="log", xlabel="σ", ylabel="% of the gap")
         right.set_title("gap − σ²/2 tr H")
         for axes in (left, right):
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
             axes.grid(visible=True, which="major")
         left.legend()
     return figure
