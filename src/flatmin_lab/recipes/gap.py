@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,6 +31,7 @@ from flatmin_lab.seeds import derive, generator
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from flatmin.measures import GapEstimate
     from flatmin_lab.recipes.certificates import Watch
     from flatmin_lab.recipes.gap_problems import Problem
 
@@ -99,31 +100,15 @@ def run_gap(
 def compare(recipe: GapRecipe, problem: Problem, seed: int, watch: Watch = lambda *_: None) -> GapComparison:
     """Train ``problem`` as ``recipe`` says, and compare."""
     fit(recipe, problem, seed, watch)
-    model, batches = problem.model, problem.measured()
     problem.leave_only_perturbed()
+    model, batches = problem.model, problem.measured()
     watch("trace", 0, 1)
-    estimate = trace(
-        Hessian(model, problem.loss_fn, batches),
-        num_matvecs=recipe.max_matvecs,
-        rtol=recipe.rtol,
-        seed=derive(seed, "probes"),
-    )
+    H = Hessian(model, problem.loss_fn, batches)
+    estimate = trace(H, num_matvecs=recipe.max_matvecs, rtol=recipe.rtol, seed=derive(seed, "probes"))
     watch("trace", 1, 1)
-    shape = perturbation_trace(
-        model,
-        problem.loss_fn,
-        batches,
-        sigma=recipe.sigmas[0],
-        num_samples=_KINK_PAIRS,
-        seed=derive(seed, "kinks"),
-    )
-    gaps = []
-    for i, sigma in enumerate(recipe.sigmas):
-        watch("gap", i, len(recipe.sigmas))
-        draws = derive(seed, f"gap at {sigma:g}")  # other draws at each σ, so that the points err apart
-        options = {"sigma": sigma, "num_samples": recipe.num_pairs, "seed": draws}
-        gaps.append(perturbation_gap(model, problem.loss_fn, batches, **options))
-    watch("gap", len(recipe.sigmas), len(recipe.sigmas))
+    options = {"sigma": recipe.sigmas[0], "num_samples": _KINK_PAIRS, "seed": derive(seed, "kinks")}
+    shape = perturbation_trace(model, problem.loss_fn, batches, **options)
+    gaps = _gaps(recipe, problem, batches, seed, watch)
     points = tuple(GapPoint.of(gap, estimate.value, estimate.stderr) for gap in gaps)
     squares = math.fsum(p.gap**2 for p in points) or math.nan
     smoothed = gaps[0].trace
@@ -151,6 +136,17 @@ def compare(recipe: GapRecipe, problem: Problem, seed: int, watch: Watch = lambd
         verdict=verdict(points, shape),
         environment=environment(),
     )
+
+
+def _gaps(recipe: GapRecipe, problem: Problem, batches: list[Any], seed: int, watch: Watch) -> list[GapEstimate]:
+    """Return the gap at each σ, from other draws at each, so that they err apart."""
+    found: list[GapEstimate] = []
+    for i, sigma in enumerate(recipe.sigmas):
+        watch("gap", i, len(recipe.sigmas))
+        options = {"sigma": sigma, "num_samples": recipe.num_pairs, "seed": derive(seed, f"gap at {sigma:g}")}
+        found.append(perturbation_gap(problem.model, problem.loss_fn, batches, **options))
+    watch("gap", len(recipe.sigmas), len(recipe.sigmas))
+    return found
 
 
 def fit(recipe: GapRecipe, problem: Problem, seed: int, watch: Watch) -> None:
