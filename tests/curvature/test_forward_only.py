@@ -365,6 +365,15 @@ def test_the_step_balances_truncation_and_rounding(rounding):
         assert step.error < 30 * (a * best**2) / 5
 
 
+def test_an_overflow_at_large_steps_tells_nothing_of_small_ones():
+    def evaluate(h):
+        return (None, 0.0) if h > 1.5 else (torch.tensor([1 + h**2, 2 - h**2]), 2.0)
+
+    step = choose_step(evaluate, 1.0, rounding=1, enough=1e-3, limit=8.0)
+    assert step.size < 0.1
+    assert 0 < step.error < 1e-3
+
+
 def test_a_step_that_is_good_enough_ends_the_search():
     steps = []
 

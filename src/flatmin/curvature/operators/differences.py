@@ -32,7 +32,8 @@ class FiniteDifferenceHessian(Hessian):
     **On networks with kinks** (ReLU, max-pooling) this is not what autodiff returns. The gradient of a piecewise smooth
     function jumps where a unit switches on or off; a difference sees the jumps that lie between W - hv and W + hv, and
     a derivative at W sees none of them. The difference is the curvature that a displacement of that length meets, often
-    larger by a factor; neither is wrong, but they must not be mixed. ``.route`` names the kinks that were found.
+    larger by a factor; neither is wrong, but they must not be mixed. ``.route`` names the kinks that were found. What a
+    model hides from derivatives by ``detach()`` moves with the weights as well.
 
     See :class:`~flatmin.curvature.operators.RiskOperator` for the other arguments and attributes.
 

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
 
 from flatmin.errors import ArgumentError
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 _MOST = 14  # steps that are tried
 _NOISE = 0.3  # relative error above which nothing is known
 _LIMIT = 1.0  # a step as long as the weights themselves
+
+
+Value = float | Tensor | None
 
 
 class Step(NamedTuple):
@@ -72,7 +76,7 @@ def step_for(
 
 
 def choose_step(
-    evaluate: Callable[[float], tuple[float, float]], start: float, *, rounding: float, enough: float, limit: float
+    evaluate: Callable[[float], tuple[Value, float]], start: float, *, rounding: float, enough: float, limit: float
 ) -> Step:
     r"""Choose a step on a ladder of powers of two around ``start``.
 
@@ -82,7 +86,8 @@ def choose_step(
     precision. The ladder grows until the least error lies inside it, or is small enough.
 
     Args:
-        evaluate: Returns the value at a step and the magnitude of its parts, by which the error is divided.
+        evaluate: Returns the value at a step, a number or a vector, None where it is not finite, and the magnitude of
+            its parts, by which the error is divided.
         start: The first step.
         rounding: p: 2 for a second difference, 1 for a first.
         enough: The error that is small enough.
@@ -95,33 +100,65 @@ def choose_step(
         0.0078125
     """
     highest = math.floor(math.log2(limit / start))
-    values = {k: evaluate(start * 2.0**k) for k in (-1, 0, 1) if k <= highest}
+    ladder = _Ladder(lambda rung: evaluate(start * 2.0**rung), rounding)
+    for rung in (-1, 0, 1):
+        if rung <= highest:
+            ladder.add(rung)
     while True:
-        best, error = _best(values, rounding)
-        low, high = min(values), max(values)
+        best, error = ladder.best()
+        low, high = min(ladder.sizes), max(ladder.sizes)
         beyond = low - 1 if best == low else high + 1 if best == high - 1 and high < highest else None
-        if beyond is None or error <= enough or len(values) == _MOST:
+        if beyond is None or error <= enough or len(ladder.sizes) == _MOST:
             return Step(start * 2.0**best, error)
-        values[beyond] = evaluate(start * 2.0**beyond)
+        ladder.add(beyond)
 
 
-def _best(values: dict[int, tuple[float, float]], rounding: float) -> tuple[int, float]:
-    """Return the rung with the least relative error, and that; where all is noise, that of the least absolute error."""
-    errors = _errors({k: value for k, (value, _) in values.items()}, rounding)
-    relative = {k: _relative(e, values[k][1]) for k, e in errors.items()}
-    best = min(relative, key=relative.__getitem__)
-    if relative[best] > _NOISE:
-        best = min(errors, key=errors.__getitem__)
-    return best, relative[best]
+def distance(one: Value, other: Value) -> float:
+    """Return how far two values are apart; infinity where one is not finite."""
+    if one is None or other is None:
+        return math.inf
+    apart = abs(float((one - other).norm() if isinstance(one, Tensor) else one - other))
+    return math.inf if math.isnan(apart) else apart
 
 
-def _errors(values: dict[int, float], rounding: float) -> dict[int, float]:
-    """Return the error of each rung but the highest: the most that any pair of neighbours lets it be."""
-    shown = {k: abs(values[k + 1] - values[k]) for k in range(min(values), max(values))}
-    shown = {k: math.inf if math.isnan(difference) else difference for k, difference in shown.items()}
-    return {
-        k: max(e * 2.0 ** (-2 * (j - k) if j > k else -rounding * (k - j)) for j, e in shown.items()) for k in shown
-    }
+class _Ladder:
+    """Values on the rungs of a ladder, of which only the outermost are kept, and the distances between neighbours.
+
+    Args:
+        evaluate: Returns the value on a rung, and its magnitude.
+        rounding: As for :func:`choose_step`.
+
+    Attributes:
+        sizes: The magnitude on each rung.
+    """
+
+    def __init__(self, evaluate: Callable[[int], tuple[Value, float]], rounding: float) -> None:
+        self._evaluate, self._rounding = evaluate, rounding
+        self.sizes: dict[int, float] = {}
+        self._ends: dict[int, Value] = {}
+        self._shown: dict[int, float] = {}  # between a rung and the next
+
+    def add(self, rung: int) -> None:
+        """Add a rung below or above all others."""
+        self._ends[rung], self.sizes[rung] = self._evaluate(rung)
+        for lower in (rung - 1, rung):
+            if lower in self._ends and lower + 1 in self._ends:
+                self._shown[lower] = distance(self._ends[lower + 1], self._ends[lower])
+        self._ends = {k: value for k, value in self._ends.items() if k in (min(self.sizes), max(self.sizes))}
+
+    def best(self) -> tuple[int, float]:
+        """Return the rung with the least relative error, and that; where all is noise, with the least absolute one."""
+        errors = {k: self._error(k) for k in self._shown}
+        relative = {k: _relative(e, self.sizes[k]) for k, e in errors.items()}
+        best = min(relative, key=relative.__getitem__)
+        if relative[best] > _NOISE:
+            best = min(errors, key=errors.__getitem__)
+        return best, relative[best]
+
+    def _error(self, rung: int) -> float:
+        """Return the error of a rung: the most that any pair of neighbours lets it be; an overflow tells of its own."""
+        known = {j: e for j, e in self._shown.items() if j == rung or math.isfinite(e)}
+        return max(e * 2.0 ** (-2 * (j - rung) if j > rung else -self._rounding * (rung - j)) for j, e in known.items())
 
 
 def _relative(error: float, size: float) -> float:

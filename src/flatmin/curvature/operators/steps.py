@@ -1,16 +1,16 @@
-"""Central differences: evaluations at displaced weights, and the choice of the step."""
+"""Central differences of derivatives: evaluations at displaced weights, and products made of them."""
 
 from __future__ import annotations
 
 import math
 from contextlib import closing
-from itertools import count
 from typing import TYPE_CHECKING
 
 import torch
 from torch._utils import _unflatten_dense_tensors
 
 from flatmin.curvature.operators.routes import kinks_behind
+from flatmin.curvature.operators.step_control import choose_step, distance
 from flatmin.errors import ArgumentTypeError, NonFiniteError
 from flatmin.perturb.displace import Displacer
 from flatmin.vectors import Vector, accumulation_dtype, dense, has_16_bits
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     from flatmin.curvature.risk import Batch, BatchLoss, EmpiricalRisk
 
-_RATIO = 4.0  # between the steps of the ladder
-_RUNGS = 5  # up or down
+_NEARER = 4.0  # a step that is given is held against this fraction of it
 _UNSETTLED = 0.05
 _SMALL = 2**16  # elements, up to which a copy costs less than the calls that save it
 
@@ -71,7 +70,8 @@ class Differences:
 
     The error is that of rounding, which grows as 1/h, and of truncation, which falls as h². The step, the length of
     h v, is found on the first batch and the first vector, on a ladder of steps around ε^⅓ ‖W‖, ε being the precision
-    of the weights, where two neighbours agree best; by how much they differ is the estimate of the error.
+    of the weights; by how much neighbours differ is the estimate of the error: see
+    :mod:`~flatmin.curvature.operators.step_control`.
 
     Args:
         risk: What is differentiated.
@@ -142,48 +142,29 @@ class Differences:
         """Choose the step, and estimate the error."""
         self.kinks = kinks_behind([line.at(0.0, item).loss])
         self._risk.spend(1 / 3, item.size)
-        known: dict[int, Tensor | None] = {}
-        start = self.step or self._first_step()
 
-        def image(rung: int) -> Tensor | None:
-            if rung not in known:
-                try:
-                    parts = self._difference(item, line, start * _RATIO**rung / length)
-                    known[rung] = flat(parts, line.vector)
-                except NonFiniteError:
-                    known[rung] = None
-                self._risk.spend(cost, item.size)
-            return known[rung]
-
-        def disagreement(rung: int) -> float:
-            upper, lower = image(rung), image(rung - 1)
-            if upper is None or lower is None:
-                return math.inf
-            size = float(lower.norm())
-            return float((upper - lower).norm()) / size if size else 0.0
+        def image(size: float) -> tuple[Tensor | None, float]:
+            self._risk.spend(cost, item.size)
+            try:
+                vector = flat(self._difference(item, line, size / length), line.vector)
+            except NonFiniteError:
+                return None, 0.0
+            return vector, float(vector.norm())
 
         if self.step is not None:
-            self.error = disagreement(0)
+            (here, _), (nearer, norm) = image(self.step), image(self.step / _NEARER)
+            self.error = distance(here, nearer) / (norm or 1.0)
             return
-        rung, best = 0, disagreement(0)
-        for direction in (1, -1):
-            for candidate in count(rung + direction, direction):
-                if abs(candidate) > _RUNGS or best == 0 or (now := disagreement(candidate)) >= best:
-                    break
-                rung, best = candidate, now
-            if rung > 0:
-                break
-        if not math.isfinite(best):
-            raise NonFiniteError(
-                f"no step from {start * _RATIO**-_RUNGS:.1e} on gives finite central differences. Likely cause: the "
-                "loss overflows next to these weights, or NaN in the data."
-            )
-        self.step, self.error = start * _RATIO**rung / math.sqrt(_RATIO), best
-
-    def _first_step(self) -> float:
         weights = [p.detach() for p in self._risk.parameters.values()]
-        size = float(Vector(dict(enumerate(weights))).norm())
-        return max(torch.finfo(p.dtype).eps for p in weights) ** (1 / 3) * (size or 1.0)
+        norm = float(Vector(dict(enumerate(weights))).norm()) or 1.0
+        eps = max(torch.finfo(p.dtype).eps for p in weights)
+        self.step, self.error = choose_step(image, eps ** (1 / 3) * norm, rounding=1, enough=eps ** (2 / 3), limit=norm)
+        if not math.isfinite(self.error):
+            self.step = self.error = None
+            raise NonFiniteError(
+                "no step gives finite central differences. Likely cause: the loss overflows next to these weights, or "
+                "NaN in the data."
+            )
 
 
 def pieces(column: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
