@@ -146,9 +146,8 @@ class ForwardOnlyHessian(RiskOperator):
         """Return the sums of the forms over the examples of this rank, and then the number of these, shape (m + 1,)."""
         if self._place != (place := self.risk.place()):  # other weights: other steps
             self._place, self._steps = place, Steps()
-        wide = accumulation_dtype(self.device)
-        totals = torch.zeros(columns.shape[1] + 1, dtype=wide, device=self.device)
-        norms = torch.linalg.vector_norm(columns, dim=0, dtype=wide).tolist()
+        totals = columns.new_zeros(columns.shape[1] + 1, dtype=accumulation_dtype(self.device))
+        norms = torch.linalg.vector_norm(columns, dim=0, dtype=totals.dtype).tolist()
         points = Points(self.risk)
         try:
             for chunk in self._chunks():
