@@ -12,6 +12,7 @@ import torch
 
 from flatmin.bounds import INEQUALITIES, Certificate, binomial, certify, certify_draw, posterior_risk, zero_one
 from flatmin.bounds.monte_carlo import batch_mean
+from flatmin.bounds.posterior import per_parameter
 from flatmin.curvature.risk import EmpiricalRisk
 from flatmin_lab.environment import environment
 from flatmin_lab.errors import StoreError
@@ -137,17 +138,16 @@ def certify_run(path: Path, *, sigmas: Sequence[float] | None, delta: float, num
     splits = task(spec.task).load(spec.seed)
     way = method(spec.method)
     tried = list(sigmas or (way.grid if way.hyperparameter == "sigma" else SIGMAS))
-    small = list(zip(splits.train.inputs.split(1), splits.train.targets.split(1), strict=True))
+    small = splits.train.batches(1)
     common: dict[str, Any] = {"prior": prior, "delta": delta, "seed": spec.seed}
     certificate = certify(subject.model, batches=small, sigma=tried, num_passes=num_passes, **common)
     best: Any = certificate.sigma
     entropy = certify(subject.model, batches=small, sigma=tried, num_passes=num_passes, loss="cross-entropy", **common)
     single, _ = certify_draw(subject.model, batches=small, sigma=best, **common)
-    held = list(zip(splits.test.inputs.split(1), splits.test.targets.split(1), strict=True))
-    widths = dict.fromkeys((name for name, _ in subject.model.named_parameters()), float(best))
-    noisy = posterior_risk(
-        EmpiricalRisk(subject.model, batch_mean(zero_one), held), widths, num_passes=num_passes, delta=delta, seed=0
-    )
+    held = splits.test.batches(1)
+    risk = EmpiricalRisk(subject.model, batch_mean(zero_one), held)
+    widths = per_parameter("sigma", best, risk.parameters)
+    noisy = posterior_risk(risk, widths, num_passes=num_passes, delta=delta, seed=0)
     errors = num_errors(subject.model, splits.test)
     return _as_record(
         what=spec.name,

@@ -11,17 +11,13 @@ from torch import Tensor, nn
 
 from flatmin.bounds.certificate import Certificate
 from flatmin.bounds.inequalities import INEQUALITIES, check_delta, kl_inverse
-from flatmin.bounds.monte_carlo import LOSSES, BoundedLoss, PosteriorRisk, batch_mean, posterior_risk
+from flatmin.bounds.monte_carlo import LOSSES, BoundedLoss, PosteriorRisk, batch_mean, drawing, posterior_risk
 from flatmin.bounds.posterior import Sigma, check_buffers, check_prior, kl_divergence, per_parameter
 from flatmin.bounds.samples import check_disjoint, check_independent
 from flatmin.checks import choice, whole
 from flatmin.curvature.risk import EmpiricalRisk
 from flatmin.errors import ArgumentError, ArgumentTypeError
-from flatmin.noise import Gaussian
-from flatmin.perturb.displace import Displacer
-from flatmin.perturb.flow import Draw
 from flatmin.streams import Stream
-from flatmin.vectors import PerParameter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -114,7 +110,7 @@ def certify(
     value, best, empirical, kl = min(found, key=lambda entry: entry[0])
     return Certificate(
         risk=value,
-        loss=loss if isinstance(loss, str) else getattr(loss, "__name__", "given"),
+        loss=_name_of(loss),
         bound=bound,
         empirical=empirical,
         kl=kl,
@@ -191,7 +187,7 @@ def certify_draw(
     certificate = Certificate(
         # The logarithm is negative where W' is likelier under the prior; the bound is proved for it as it is.
         risk=kl_inverse(value, max(0.0, log_ratio + math.log(2 * math.sqrt(n) / delta)) / n),
-        loss=loss if isinstance(loss, str) else getattr(loss, "__name__", "given"),
+        loss=_name_of(loss),
         bound="seeger-maurer, single draw",
         empirical=empirical,
         kl=log_ratio,
@@ -242,17 +238,15 @@ def _drawn(
 ) -> tuple[dict[str, Tensor], float, dict[str, Tensor]]:
     """Return W, the mean loss at one draw W' from the posterior, and W'."""
     mean = {name: parameter.detach().clone() for name, parameter in risk.parameters.items()}
-    scale = PerParameter(tuple(sigma[name] for name in risk.parameters))
-    with risk.observed():
-        risk.check_weights()
-        displacer = Displacer(dict(enumerate(risk.parameters.values())))
-        try:
-            displacer.displace(scale * Draw(Gaussian(), Stream(seed).child(_STREAM)))
-            value = risk.mean()
-            drawn = {name: parameter.detach().clone() for name, parameter in risk.parameters.items()}
-        finally:
-            displacer.release()
+    with drawing(risk, sigma) as draw:
+        draw(Stream(seed).child(_STREAM))
+        value = risk.mean()
+        drawn = {name: parameter.detach().clone() for name, parameter in risk.parameters.items()}
     return mean, value, drawn
+
+
+def _name_of(loss: str | BoundedLoss) -> str:
+    return loss if isinstance(loss, str) else getattr(loss, "__name__", "given")
 
 
 def _check_size(n: int) -> None:

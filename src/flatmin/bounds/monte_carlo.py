@@ -3,7 +3,8 @@ r"""The empirical risk of the posterior, from draws of the weights, with the con
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ BoundedLoss = Callable[[Any, Any], Tensor]
 """``loss(output, targets)``, or for a mapping ``loss(output, batch)``: one number in [0, 1] for each example, (n,)."""
 
 _STREAM = int.from_bytes(b"posterior")
+P_MIN = 1e-4
+"""Where cross-entropy is clamped."""
 
 
 def zero_one(output: Any, targets: Any) -> Tensor:
@@ -41,7 +44,7 @@ def zero_one(output: Any, targets: Any) -> Tensor:
     return (logits.argmax(dim=1) != labels).float()
 
 
-def clamped_cross_entropy(output: Any, targets: Any, *, p_min: float = 1e-4) -> Tensor:
+def clamped_cross_entropy(output: Any, targets: Any, *, p_min: float = P_MIN) -> Tensor:
     r"""Return :math:`-\ln\max(p_y, p_\min) / \ln(1/p_\min)`, shape (n,) (Pérez-Ortiz et al. 2021).
 
     Example:
@@ -120,26 +123,32 @@ def posterior_risk(
         seed: Seed of the draws.
     """
     check_delta(delta)
-    law, stream = Gaussian(), Stream(seed).child(_STREAM)
-    scale = PerParameter(tuple(sigma[name] for name in risk.parameters))
-    total, largest, draws = 0.0, 0, 0
-    with risk.observed():
-        risk.check_weights()
-        displacer = Displacer(dict(enumerate(risk.parameters.values())))
-        try:
-            for _ in range(num_passes):
-                displacer.displace(scale * Draw(law, stream.child(draws)))
-                for part in risk.losses():
-                    total += part.size * float(part.loss)
-                    largest, draws = max(largest, part.size), draws + 1
-                    displacer.displace(scale * Draw(law, stream.child(draws)))
-        finally:
-            displacer.release()
+    stream, total, largest, draws = Stream(seed).child(_STREAM), 0.0, 0, 0
+    with drawing(risk, sigma) as draw:
+        draw(stream.child(draws))
+        for _ in range(num_passes):
+            for part in risk.losses():
+                total += part.size * float(part.loss)
+                largest, draws = max(largest, part.size), draws + 1
+                draw(stream.child(draws))
     n = risk.num_examples or 0
     value = total / (num_passes * n)
     ratio = draws * largest / (num_passes * n)  # m times the largest weight, 1 for equal batches
     upper = min(1.0, ratio * kl_inverse(value / ratio, math.log(1 / delta) / draws))
     return PosteriorRisk(value=value, upper=upper, delta=delta, num_draws=draws, num_examples=n)
+
+
+@contextmanager
+def drawing(risk: EmpiricalRisk, sigma: Mapping[str, float]) -> Iterator[Callable[[Stream], None]]:
+    """Observe ``risk``, with what moves the weights to the draw from N(W, diag σ²) at a place of a stream."""
+    law, scale = Gaussian(), PerParameter(tuple(sigma[name] for name in risk.parameters))
+    with risk.observed():
+        risk.check_weights()
+        displacer = Displacer(dict(enumerate(risk.parameters.values())))
+        try:
+            yield lambda stream: displacer.displace(scale * Draw(law, stream))
+        finally:
+            displacer.release()
 
 
 def _logits(output: Any) -> Tensor:

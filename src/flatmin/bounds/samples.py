@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,16 +35,13 @@ def check_independent(batches: Iterable[Any]) -> None:
     dataset: Any = batches.dataset
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or len(dataset) == 0:
         return
-    state = RandomState.capture(())
-    try:
+    with _undisturbed(batches):
         for index in range(0, len(dataset), max(1, len(dataset) // _LOOK)):
             if _digest(dataset[index]) != _digest(dataset[index]):
                 raise ArgumentError(
                     f"example {index} is another one each time it is read: the data are augmented at random, and "
                     "augmented copies of one example are not independent. Certify on the data without augmentation."
                 )
-    finally:
-        state.restore()
 
 
 def check_disjoint(batches: Iterable[Any], prior_batches: Iterable[Any]) -> None:
@@ -59,13 +57,20 @@ def check_disjoint(batches: Iterable[Any], prior_batches: Iterable[Any]) -> None
 
 def _examples(batches: Iterable[Any]) -> Iterator[bytes]:
     """Yield a digest of every example."""
-    state = RandomState.capture(())
-    held = [(generator, generator.get_state()) for generator in generators_of(batches)]
-    try:
+    with _undisturbed(batches):
         for batch in batches:
             parts = list(batch.values()) if isinstance(batch, Mapping) else list(batch)
             for index in range(num_examples(batch)):
                 yield _digest([_row(part, index) for part in parts])
+
+
+@contextmanager
+def _undisturbed(batches: Iterable[Any]) -> Iterator[None]:
+    """Put the random states that reading ``batches`` moves back in the end."""
+    state = RandomState.capture(())
+    held = [(generator, generator.get_state()) for generator in generators_of(batches)]
+    try:
+        yield
     finally:
         state.restore()
         for generator, found in held:

@@ -109,8 +109,7 @@ def _rows(wanted: Wanted) -> Examples:
     from torch.nn import functional
 
     rows, available = _images(wanted) if wanted.data == "cifar10-jpeg75" else _of_task(wanted)
-    batches = zip(rows.inputs.split(wanted.batch_size), rows.targets.split(wanted.batch_size), strict=True)
-    return Examples(list(batches), functional.cross_entropy, len(rows), available)
+    return Examples(rows.batches(wanted.batch_size), functional.cross_entropy, len(rows), available)
 
 
 def _images(wanted: Wanted) -> tuple[Rows, int]:

@@ -24,6 +24,10 @@ class Split:
         """Return the same examples on ``device``."""
         return Split(self.inputs.to(device), self.targets.to(device))
 
+    def batches(self, size: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the examples in order, ``size`` at a time, the last few being fewer."""
+        return list(zip(self.inputs.split(size), self.targets.split(size), strict=True))
+
 
 @dataclass(frozen=True)
 class Splits:

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import csv
 import json
-import lzma
-import tarfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flatmin.errors import DataError
-from flatmin_lab.data.root import file_of
+from flatmin_lab.data.archives import member
 from flatmin_lab.seeds import generator
 
 if TYPE_CHECKING:
@@ -60,7 +57,7 @@ def mrpc(root: Path, *, test: bool) -> Sentences:
     Raises:
         DataError: The archive is missing or damaged.
     """
-    lines = _member(root, "msr_paraphrase_train.txt").decode("utf-8-sig").splitlines()
+    lines = member(root, ARCHIVE, "msr_paraphrase_train.txt").decode("utf-8-sig").splitlines()
     rows = [row for row in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if len(row) == 5]
     whole = Sentences(
         tuple(row[3] for row in rows[1:]), tuple(row[4] for row in rows[1:]), tuple(int(row[0]) for row in rows[1:])
@@ -81,24 +78,9 @@ def strategyqa(root: Path, *, test: bool) -> Sentences:
     Raises:
         DataError: The archive is missing or damaged.
     """
-    rows = json.loads(_member(root, f"strategyqa_{'dev' if test else 'train'}.json"))
+    rows = json.loads(member(root, ARCHIVE, f"strategyqa_{'dev' if test else 'train'}.json"))
     return Sentences(tuple(row["question"] for row in rows), None, tuple(int(row["answer"]) for row in rows))
 
 
 TEXTS: dict[str, Callable[..., Sentences]] = {"mrpc": mrpc, "strategyqa": strategyqa}
 """The data sets by name."""
-
-
-def _member(root: Path, name: str) -> bytes:
-    path = file_of(root, ARCHIVE)
-    try:
-        with tarfile.open(path, "r:xz") as archive:
-            found = next((m for m in archive if m.name.removeprefix("./") == name), None)
-            file = None if found is None else archive.extractfile(found)
-            if file is None:
-                raise DataError(
-                    f"{path} holds no {name}. Likely cause: it is another archive. Name another --data-root."
-                )
-            return file.read()
-    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
-        raise DataError(f"{path} cannot be read ({error}). Likely cause: it is damaged. Copy it again.") from error

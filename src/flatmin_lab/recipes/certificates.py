@@ -24,21 +24,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flatmin import NSO
+from flatmin.bounds import Certificate, PosteriorRisk, binomial, certify, certify_draw, posterior_risk, zero_one
+from flatmin.bounds.monte_carlo import P_MIN, batch_mean
+from flatmin.bounds.posterior import per_parameter
+from flatmin.curvature.risk import EmpiricalRisk
 from flatmin_lab.data.splits import Split
 from flatmin_lab.seeds import derive, generator
 
 if TYPE_CHECKING:
-    from flatmin.bounds import Certificate
-    from flatmin.bounds.monte_carlo import PosteriorRisk
     from flatmin_lab.recipes.data import Source
 
 Watch = Callable[[str, int, int], None]
 """Told what is done, and how much of how much."""
 
-
 _MOMENTUM = 0.9
-P_MIN = 1e-4
-"""Where cross-entropy is clamped, as ``certify(loss="cross-entropy")`` does."""
 
 
 @dataclass(frozen=True)
@@ -161,16 +161,14 @@ def fit(
     watch: Watch,
 ) -> None:
     """Train ``model`` by NSO at ``sigma``: the prior, or near ``anchor``, at the price of distance, the posterior."""
-    import flatmin as fm
-
     stage, epochs = ("prior", recipe.prior_epochs) if anchor is None else ("posterior", recipe.epochs)
     steps = math.ceil(len(data) / recipe.batch_size)
     base = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate, momentum=_MOMENTUM)
     radius: Any = dict(sigma) if isinstance(sigma, Mapping) else sigma
-    optimizer = fm.NSO(base, sigma=radius, seed=derive(seed, f"{stage}: perturbations"))
+    optimizer = NSO(base, sigma=radius, seed=derive(seed, f"{stage}: perturbations"))
     schedule: Any = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, epochs * steps))
     source = generator(seed, f"{stage}: batch order")
-    widths = _by_parameter(sigma, model)
+    widths = per_parameter("sigma", sigma, dict(model.named_parameters()))
     price = math.log(1 / P_MIN) / ((1 - recipe.prior_share) * len(data))
     for epoch in range(epochs):
         for step, chosen in enumerate(torch.randperm(len(data), generator=source).split(recipe.batch_size)):
@@ -208,22 +206,19 @@ def certified(
     watch: Watch,
 ) -> Certified:
     """Certify trained weights on the part that the prior has not met, and look at the test data for comparison."""
-    from flatmin.bounds import binomial, certify, certify_draw, posterior_risk, zero_one
-    from flatmin.bounds.monte_carlo import batch_mean
-    from flatmin.curvature.risk import EmpiricalRisk
-
-    small, large = _batches(held, recipe.draws_batch), _batches(held, 1000)
+    small, large = held.batches(recipe.draws_batch), held.batches(1000)
     common: dict[str, Any] = {"prior": prior, "sigma": sigma, "delta": recipe.delta, "seed": derive(seed, "draws")}
     watch("certificate", 0, 4)
     certificate = certify(
-        model, batches=small, num_passes=recipe.num_passes, prior_batches=_batches(before, 1000), **common
+        model, batches=small, num_passes=recipe.num_passes, prior_batches=before.batches(1000), **common
     )
     watch("certificate", 1, 4)
     cross_entropy = certify(model, batches=small, num_passes=recipe.num_passes, loss="cross-entropy", **common)
     watch("certificate", 2, 4)
     single, _ = certify_draw(model, batches=large, **common)
-    risk = EmpiricalRisk(model, batch_mean(zero_one), _batches(test, recipe.draws_batch))
-    noisy = posterior_risk(risk, _by_parameter(sigma, model), num_passes=1, delta=0.05, seed=derive(seed, "test draws"))
+    risk = EmpiricalRisk(model, batch_mean(zero_one), test.batches(recipe.draws_batch))
+    widths = per_parameter("sigma", sigma, risk.parameters)
+    noisy = posterior_risk(risk, widths, num_passes=1, delta=0.05, seed=derive(seed, "test draws"))
     watch("certificate", 3, 4)
     posterior = _copied(model)
     error = num_errors(model, test) / len(test)
@@ -247,12 +242,8 @@ def certified(
 @torch.no_grad()
 def num_errors(model: nn.Module, data: Split) -> int:
     """Return how many examples ``model`` misclassifies."""
-    wrong = [(model(x).argmax(1) != y).sum() for x, y in _batches(data, 1000)]
+    wrong = [(model(x).argmax(1) != y).sum() for x, y in data.batches(1000)]
     return int(torch.stack(wrong).sum())
-
-
-def _batches(data: Split, size: int) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(data.inputs.split(size), data.targets.split(size), strict=True))
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:
@@ -268,8 +259,3 @@ def sigma_of(recipe: CertificateRecipe, model: nn.Module) -> dict[str, float] | 
         module = name.rpartition(".")[0]  # a bias, which may be zero, has the σ of the weights beside it
         sizes.setdefault(module, recipe.sigma * float(parameter.detach().square().mean().sqrt()))
     return {name: sizes[name.rpartition(".")[0]] for name, _ in model.named_parameters()}
-
-
-def _by_parameter(sigma: Mapping[str, float] | float, model: nn.Module) -> dict[str, float]:
-    names = [name for name, _ in model.named_parameters()]
-    return {name: sigma[name] for name in names} if isinstance(sigma, Mapping) else dict.fromkeys(names, sigma)
