@@ -1,0 +1,59 @@
+"""The reproductions by name. Importing this file loads neither torch nor matplotlib, so that help appears at once."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flatmin_lab.recipes.outcome import Outcome, Watch
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """One entry.
+
+    Attributes:
+        summary: What is reproduced, in a few words.
+        paper: Where it is in the paper.
+        place: What runs it, as ``"module:function"``: given size, seed and ``Watch`` it returns an ``Outcome``.
+    """
+
+    summary: str
+    paper: str
+    place: str
+
+    def load(self) -> Callable[[str, int, Watch], Outcome]:
+        """Import what runs it."""
+        module, function = self.place.split(":")
+        return getattr(importlib.import_module(f"flatmin_lab.recipes.{module}"), function)
+
+
+_NSO, _ESCAPE = "arXiv:2306.08553", "arXiv:2305.15659"
+
+REPRODUCTIONS: dict[str, Reproduction] = {
+    "nso.fig6": Reproduction(
+        "over-parameterized matrix sensing by GD, WP-GD and NSO",
+        f"{_NSO}, section 5, Proposition 5.1 and Figure 6",
+        "nso2024.fig6:fig6",
+    ),
+    "nso.theory": Reproduction(
+        "gradient norms between the upper and the lower bound",
+        f"{_NSO}, Proposition 4.2, Theorem 4.3, Theorem B.5 and Lemma B.6",
+        "nso2024.theory:theory",
+    ),
+    "escape.example1": Reproduction(
+        "perturbed gradient descent on (x₁x₂ − 1)²",
+        f"{_ESCAPE}, Example 1, Algorithms 1 and 2",
+        "escape2023.example1:example1",
+    ),
+    "escape.rates": Reproduction(
+        "steps to a flat minimum by accuracy and dimension",
+        f"{_ESCAPE}, Theorems 1 and 2, Table 1",
+        "escape2023.rates:rates",
+    ),
+}
+"""Every table and figure that can be made again."""
