@@ -79,7 +79,7 @@ def written(value: Cell) -> str:
     """
     if isinstance(value, str):
         return value
-    return "NaN" if value != value else f"{value:.4g}".replace("-", "−")  # noqa: PLR0124  (what NaN is)
+    return "NaN" if value != value else f"{value:.4g}".replace("-", "−")
 
 
 def markdown(table: Table) -> str:
@@ -131,8 +131,8 @@ def _series(name: str, columns: Mapping[str, np.ndarray]) -> bytes:
     lengths = {column: len(values) for column, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ArgumentError(
-            f"the columns of the series {name!r} differ in length: {lengths}. They are written as one table; give those "
-            "of another length under a name of their own."
+            f"the columns of the series {name!r} differ in length: {lengths}. They are written as one table; give "
+            "those of another length under a name of their own."
         )
     return _csv(tuple(columns), zip(*(values.tolist() for values in columns.values()), strict=True))
 
