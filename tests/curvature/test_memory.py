@@ -1,5 +1,6 @@
 """What graphs hold, against what is really alive; that a budget is obeyed; that a session leaves nothing behind."""
 
+import copy
 import gc
 import weakref
 
@@ -97,6 +98,58 @@ def test_what_is_counted_is_what_is_alive(kind, args):
 )
 def test_saved_tensors_of_small_graphs(make, expected):
     assert abs(graph_bytes([make(nn.Parameter(torch.ones(4)))]) - expected) <= 4
+
+
+SPARSE = {"coo": torch.Tensor.to_sparse, "csr": torch.Tensor.to_sparse_csr, "csc": torch.Tensor.to_sparse_csc}
+
+
+PARTS = {
+    "coo": lambda x: (x._indices(), x._values()),
+    "csr": lambda x: (x.crow_indices(), x.col_indices(), x.values()),
+    "csc": lambda x: (x.ccol_indices(), x.row_indices(), x.values()),
+}
+
+
+class Graph(nn.Module):
+    """Two layers that mix the nodes of a graph by its adjacency matrix."""
+
+    def __init__(self, adjacency):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False)
+        self.register_buffer("adjacency", adjacency)
+
+    def forward(self, x):
+        return self.adjacency @ self.second((self.adjacency @ self.first(x)).tanh())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", SPARSE)
+@pytest.mark.filterwarnings("ignore:Sparse CS. tensor support is in beta")
+def test_sparse_tensors_in_a_graph(kind, layout):
+    """Products through sparse matrices are those through dense ones, and what keeps them counts their numbers."""
+    chain = torch.eye(8) + torch.diag(torch.ones(7), 1)
+    (batch,) = data((8,), classes=2, dtype=torch.float32)
+    model = Graph(chain)
+    expected = kind(model, functional.cross_entropy, [batch])
+    vector = torch.ones(expected.shape[0])
+    model = copy.deepcopy(model)
+    model.adjacency = sparse = SPARSE[layout](chain)
+    operator = kind(model, functional.cross_entropy, [batch])
+    with operator.session():
+        for _ in range(2):
+            torch.testing.assert_close(operator @ vector, expected @ vector)
+        assert operator._session.complete
+        assert operator._session.used > sum(part.untyped_storage().nbytes() for part in PARTS[layout](sparse))
+
+
+@pytest.mark.parametrize("layout", SPARSE)
+@pytest.mark.filterwarnings("ignore:Sparse CS. tensor support is in beta")
+def test_a_sparse_matrix_holds_its_numbers_and_their_places(layout):
+    w = nn.Parameter(torch.ones(4, 1))
+    sparse = SPARSE[layout](torch.eye(4))
+    expected = sum(part.untyped_storage().nbytes() for part in PARTS[layout](sparse))
+    assert expected >= 4 * 4 + 2 * 4 * 8
+    assert graph_bytes([(sparse @ w).sum()]) == expected + 4
 
 
 def test_looking_does_not_recompute():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from flatmin.curvature.graph import nodes_behind
 
@@ -57,7 +58,8 @@ def held_by(roots: Iterable[Root]) -> Held:
     found: list[Any] = [root for root in roots if isinstance(root, Tensor)]
     for node in nodes_behind(roots):
         found += _saved(node)
-    storages = (x.untyped_storage() for x in found if isinstance(x, Tensor) and not _shows_parameter(x))
+    tensors = (x for x in found if isinstance(x, Tensor) and not _shows_parameter(x))
+    storages = (part.untyped_storage() for x in tensors for part in _strided_parts(x))
     return Held({s.data_ptr(): s.nbytes() for s in storages}, any(x is _PACKED for x in found))
 
 
@@ -76,6 +78,27 @@ def _shows_parameter(tensor: Tensor) -> bool:
     """Tell whether it is a parameter or a view of one: a linear layer saves its weight transposed."""
     return isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter)
 
+
+def _strided_parts(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the tensors whose storages hold the numbers of ``tensor``: itself, or what a sparse or wrapped one has."""
+    if tensor.layout == torch.sparse_coo:
+        yield from (tensor._indices(), tensor._values())
+    elif tensor.layout in _COMPRESSED:
+        yield from (getattr(tensor, name)() for name in (*_COMPRESSED[tensor.layout], "values"))
+    elif is_traceable_wrapper_subclass(tensor):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _strided_parts(getattr(tensor, name))
+    elif tensor.layout == torch.strided and not tensor._is_zerotensor():  # the others hide theirs, or have none
+        yield tensor
+
+
+_ROWS, _COLUMNS = ("crow_indices", "col_indices"), ("ccol_indices", "row_indices")
+_COMPRESSED = {
+    torch.sparse_csr: _ROWS,
+    torch.sparse_bsr: _ROWS,
+    torch.sparse_csc: _COLUMNS,
+    torch.sparse_bsc: _COLUMNS,
+}
 
 _PACKED = object()
 _NAMES: dict[type, list[tuple[str, str]]] = {}
