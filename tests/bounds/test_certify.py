@@ -5,10 +5,19 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
 from curvature_cases import everything
-from flatmin.bounds import certify, certify_draw, kl_divergence, kl_inverse, posterior_risk
+from flatmin.bounds import (
+    catoni,
+    certify,
+    certify_draw,
+    dziugaite_roy,
+    dziugaite_roy_variance,
+    kl_divergence,
+    kl_inverse,
+    posterior_risk,
+)
 from flatmin.bounds.monte_carlo import batch_mean, clamped_cross_entropy, zero_one
 from flatmin.curvature.risk import EmpiricalRisk
 from flatmin.errors import ArgumentError, ArgumentTypeError, NonFiniteError
@@ -97,6 +106,38 @@ def test_a_search_pays_for_itself():
     assert len(grid.tried) == 3
     assert grid.empirical.delta + grid.delta_bound == pytest.approx(0.05 / 3)
     assert grid.risk > alone.risk
+    assert (alone.union, grid.union) == (0, pytest.approx(math.log(3)))
+    assert grid.terms["union / n"] == pytest.approx(math.log(3) / 400)
+    told = " ".join(str(grid).split())
+    assert "3 posteriors searched" in told
+    assert "1.1 nats for what was searched" in told
+    assert "the 3 candidates for sigma" in told
+
+
+def test_posteriors_of_one_prior_share_the_draws_alone():
+    model, prior, batches = line()
+    c = certify(model, prior=prior, batches=batches, sigma=[4.0, 2.0], prior_sigma=3.0, delta=0.05)
+    assert c.delta_bound == pytest.approx(0.8 * 0.05)
+    assert c.empirical.delta == pytest.approx(0.2 * 0.05 / 2)
+    assert c.union == 0
+
+
+def test_what_an_inequality_searches_is_shown():
+    model, prior, batches = line()
+    c = certify(model, prior=prior, batches=batches, sigma=[4.0, 2.0], bound="catoni")
+    assert c.union == pytest.approx(math.log(2 * 21))
+    assert c.risk == catoni(c.empirical.upper, c.kl, 400, c.delta_bound)
+
+
+def test_dziugaite_and_roy_round_the_prior_and_pay_for_its_choice():
+    model, prior, batches = line(weight=0.5)
+    c = certify(model, prior=prior, batches=batches, sigma=[0.2, 0.1], prior_sigma=0.15, bound="dziugaite-roy")
+    variance = dziugaite_roy_variance(0.15**2)
+    assert c.prior_sigma == pytest.approx(math.sqrt(variance))
+    assert c.prior_sigma == pytest.approx(0.15, rel=0.005)
+    assert c.delta_bound == pytest.approx(0.04)  # the posterior is free, and the prior is paid for inside
+    assert c.union == pytest.approx(math.log(math.pi**2 / 6) + 2 * math.log(100 * math.log(0.1 / variance)))
+    assert c.risk == dziugaite_roy(c.empirical.upper, c.kl, 400, c.delta_bound, prior_variance=variance)
 
 
 def test_standard_deviations_by_name():
@@ -140,6 +181,13 @@ def test_one_network_drawn():
     )
     assert c.kl == pytest.approx(float(inside - outside))
     assert c.risk == pytest.approx(kl_inverse(c.empirical.value, max(0, c.kl + math.log(40 / 0.05)) / 400))
+    chosen, same = certify_draw(model, prior=prior, batches=batches, sigma=4.0, seed=3, num_searched=6)
+    assert all(torch.equal(same[name], drawn[name]) for name in drawn)
+    assert chosen.risk == pytest.approx(kl_inverse(c.empirical.value, max(0, c.kl + math.log(6 * 40 / 0.05)) / 400))
+    assert (chosen.delta, chosen.delta_bound, chosen.union) == (0.05, 0.05 / 6, math.log(6))
+    assert "the 6 candidates for sigma" in " ".join(str(chosen).split())
+    with pytest.raises(ArgumentError, match="num_searched is 0"):
+        certify_draw(model, prior=prior, batches=batches, sigma=4.0, num_searched=0)
 
 
 def test_coverage_by_simulation():
@@ -180,6 +228,28 @@ class Augmented(Dataset):
         return torch.tensor([i / 50 - 1]).double() + 0.01 * torch.randn(1).double(), i // 50
 
 
+class Drawn:
+    """Other data at each pass."""
+
+    def __init__(self, scale=0.01):
+        self.scale = scale
+
+    def __iter__(self):
+        for x, y in line()[2]:
+            yield x + self.scale * torch.randn_like(x), y
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return ((torch.rand(1).double(), i % 2) for i in range(40))
+
+
+def test_data_that_can_be_read_again_need_not_be_a_list():
+    model, prior, batches = line()
+    again = certify(model, prior=prior, batches=Drawn(0.0), sigma=4.0)
+    assert again.risk == certify(model, prior=prior, batches=batches, sigma=4.0).risk
+
+
 def wrong(**changes):
     model, prior, batches = line()
     given = {"prior": prior, "batches": batches, "sigma": 4.0} | changes
@@ -191,6 +261,11 @@ def with_batch_norm():
     prior = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model[1].running_mean.add_(1)
     return {"model": model, "prior": prior}
+
+
+def with_batch_statistics():
+    model = nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2, track_running_stats=False)).double()
+    return {"model": model, "prior": {name: tensor.clone() for name, tensor in model.state_dict().items()}}
 
 
 def frozen():
@@ -231,6 +306,18 @@ x20, y20 = line()[2][0]
         ({"prior": {"weight": torch.full((2, 1), math.nan), "bias": torch.zeros(2)}}, NonFiniteError, "in the prior"),
         (poisoned(), NonFiniteError, "'bias' holds NaN or infinity in the model"),
         (with_batch_norm(), ArgumentError, "running_mean' differs.*Freeze"),
+        (
+            with_batch_statistics(),
+            ArgumentError,
+            "'1' is a BatchNorm1d without running statistics.*layer norm",
+        ),
+        ({"batches": Drawn()}, ArgumentError, "400 of 400 examples are others in a second pass.*as they are"),
+        ({"batches": DataLoader(Stream(), batch_size=10)}, ArgumentError, "40 of 40 examples are others"),
+        (
+            {"bound": "dziugaite-roy", "prior_sigma": {"weight": 0.1, "*": 0.2}},
+            ArgumentTypeError,
+            "for a prior of one standard deviation",
+        ),
         (frozen(), ArgumentError, "'bias' is frozen but differs"),
         ({"batches": [(x20[:5], y20[:5])]}, ArgumentError, "5 examples, but at least 8"),
         ({"prior_batches": [(x20, y20)]}, ArgumentError, "20 of the examples.*Split"),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from flatmin.bounds.inequalities import (
+from flatmin.bounds import (
     INEQUALITIES,
     binary_kl,
     binomial,

@@ -1,16 +1,15 @@
 """Certificates: what flatness buys, as a number that holds."""
 
 from flatmin.bounds.certificate import Certificate
-from flatmin.bounds.certify import certify, certify_draw
+from flatmin.bounds.certify import certify
+from flatmin.bounds.coins import binary_kl, binomial, kl_inverse
 from flatmin.bounds.estimates import BoundEstimate, authors_estimate, equation_6, hessian_estimate
 from flatmin.bounds.inequalities import (
     INEQUALITIES,
-    binary_kl,
-    binomial,
     catoni,
     dziugaite_roy,
+    dziugaite_roy_union,
     dziugaite_roy_variance,
-    kl_inverse,
     lambda_bound,
     linear,
     mcallester,
@@ -19,6 +18,7 @@ from flatmin.bounds.inequalities import (
 )
 from flatmin.bounds.monte_carlo import PosteriorRisk, clamped_cross_entropy, posterior_risk, zero_one
 from flatmin.bounds.posterior import kl_divergence
+from flatmin.bounds.single_draw import certify_draw
 
 __all__ = [
     "INEQUALITIES",
@@ -33,6 +33,7 @@ __all__ = [
     "certify_draw",
     "clamped_cross_entropy",
     "dziugaite_roy",
+    "dziugaite_roy_union",
     "dziugaite_roy_variance",
     "equation_6",
     "hessian_estimate",

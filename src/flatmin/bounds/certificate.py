@@ -25,6 +25,8 @@ class Certificate:
         delta: One minus the confidence, everything included.
         delta_bound: What of it belongs to the inequality, after the union over what was searched.
         num_searched: Posteriors that were tried; each has its share of delta.
+        union: What the inequality pays, in nats, for what was searched: the logarithm of the number of statements that
+            share its part of delta (standard deviations of the prior, and the points of a grid inside the inequality).
         sigma: Standard deviation of the posterior: a number, or one for each pattern of names.
         prior_sigma: That of the prior.
         tried: The bound for every posterior that was tried.
@@ -41,6 +43,7 @@ class Certificate:
     delta: float
     delta_bound: float
     num_searched: int
+    union: float
     sigma: object
     prior_sigma: object
     tried: tuple[float, ...]
@@ -59,6 +62,7 @@ class Certificate:
             "empirical risk": self.empirical.value,
             "Monte-Carlo slack": self.empirical.upper - self.empirical.value,
             "KL / n": self.kl / self.n,
+            "union / n": self.union / self.n,
             "complexity slack": self.risk - self.empirical.upper,
         }
 
@@ -79,10 +83,11 @@ class Certificate:
         )
         searched = f", of {self.num_searched} posteriors searched" if self.num_searched > 1 else ""
         draws = "1 draw" if self.single_draw else f"{self.empirical.num_draws} draws"
+        union = f", and {self.union:.3g} nats for what was searched" if self.union else ""
         body = (
             f"Inequality: {self.bound}; sigma {_sigma(self.sigma)}{searched}. Empirical risk "
             f"{self.empirical.value:.4g} over {self.n} examples and {draws}, at most {self.empirical.upper:.4g}; "
-            f"KL {self.kl:.5g} nats. It holds if: "
+            f"{'ln dQ/dP' if self.single_draw else 'KL'} {self.kl:.5g} nats{union}. It holds if: "
         )
         return textwrap.fill(head + " " + body + " ".join(self.assumptions), width=100)
 

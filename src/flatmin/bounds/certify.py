@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from flatmin.bounds.certificate import Certificate
-from flatmin.bounds.inequalities import INEQUALITIES, check_delta, kl_inverse
-from flatmin.bounds.monte_carlo import LOSSES, BoundedLoss, PosteriorRisk, batch_mean, drawing, posterior_risk
-from flatmin.bounds.posterior import Sigma, check_buffers, check_prior, kl_divergence, per_parameter
-from flatmin.bounds.samples import check_disjoint, check_independent
-from flatmin.checks import choice, whole
-from flatmin.curvature.risk import EmpiricalRisk
+from flatmin.bounds.coins import check_delta
+from flatmin.bounds.examination import assumptions, check_size, examined, name_of
+from flatmin.bounds.inequalities import (
+    GRIDS,
+    INEQUALITIES,
+    Inequality,
+    dziugaite_roy,
+    dziugaite_roy_union,
+    dziugaite_roy_variance,
+)
+from flatmin.bounds.monte_carlo import BoundedLoss, PosteriorRisk, posterior_risk
+from flatmin.bounds.posterior import Sigma, kl_divergence, per_parameter
+from flatmin.checks import choice, positive, whole
 from flatmin.errors import ArgumentError, ArgumentTypeError
-from flatmin.streams import Stream
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _MONTE_CARLO_SHARE = 0.2  # of delta; the draws are cheap, the examples are not
-_SMALLEST = 8
-_STREAM = int.from_bytes(b"draw")
+_DZIUGAITE_ROY = "dziugaite-roy"
 
 
 def certify(
@@ -50,8 +52,9 @@ def certify(
     .. math:: \mathrm{kl}(\hat L_Q \| L_Q) \le \frac{\mathrm{KL}(Q \| P) + \ln(2\sqrt n/\delta')}{n}
 
     and likewise for the other inequalities of :mod:`flatmin.bounds.inequalities`. L̂_Q is estimated from draws and
-    replaced by its own upper bound. A fifth of δ pays for the draws, the rest for the inequality; where several σ are
-    tried, each gets an equal share of both, and the best is returned.
+    replaced by its own upper bound. A fifth of δ pays for the draws, the rest for the inequality. Where several σ are
+    tried, the best is returned, and each has an equal share of the former; of the latter too, unless they have one
+    prior in common, for which the inequality holds whatever the posterior.
 
     NSO minimises the training part of this bound: its σ is the natural one to certify with.
 
@@ -67,8 +70,10 @@ def certify(
         seed: Seed of the draws.
         loss: ``"zero-one"`` (the classification error), ``"cross-entropy"`` (clamped at p = 1e-4 and scaled to [0, 1]),
             or a function of (output, targets) that returns one number in [0, 1] for each example.
-        bound: Name of the inequality, chosen before looking at the data.
-        prior_sigma: Standard deviation of the prior; fixed before looking at the data. Default: that of the posterior.
+        bound: Name of the inequality, chosen before looking at the data: a key of ``bounds.INEQUALITIES``, or
+            ``"dziugaite-roy"``, which pays for all variances of the prior on a grid, to which it is rounded.
+        prior_sigma: Standard deviation of the prior; fixed before looking at the data, except for ``"dziugaite-roy"``,
+            where it is one number and may have been chosen by them. Default: that of the posterior.
         num_passes: Passes over the data for L̂_Q.
         prior_batches: The examples that the prior was fitted on, to make sure that none is among ``batches``.
 
@@ -79,6 +84,7 @@ def certify(
         NonFiniteError: Weights or losses are NaN or infinite.
 
     Example:
+        >>> import torch
         >>> x = torch.linspace(-1, 1, 400)[:, None]
         >>> model = nn.Linear(1, 2)
         >>> prior = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -90,177 +96,60 @@ def certify(
     check_delta(delta)
     whole("num_passes", num_passes, minimum=1, hint="It counts passes over the data.")
     whole("seed", seed, minimum=0, hint="It is the seed of the draws.")
-    inequality = INEQUALITIES[choice("bound", bound, INEQUALITIES)]
+    choice("bound", bound, (*INEQUALITIES, _DZIUGAITE_ROY))
     candidates: list[Sigma] = list(sigma) if isinstance(sigma, Sequence) else [sigma]
     if not candidates:
         raise ArgumentError("sigma is an empty sequence, but at least one standard deviation is needed.")
-    risk = _examined(model, prior, batches, loss, prior_batches)
-    share = delta / len(candidates)
-    found: list[tuple[float, Sigma, PosteriorRisk, float]] = []
+    risk = examined(model, prior, batches, loss, prior_batches)
+    num_priors = len(candidates) if prior_sigma is None and bound != _DZIUGAITE_ROY else 1
+    paid, found = (1 - _MONTE_CARLO_SHARE) * delta / num_priors, list[_Tried]()
     for number, candidate in enumerate(candidates):
         posterior = per_parameter("sigma", candidate, risk.parameters)
-        wide = posterior if prior_sigma is None else per_parameter("prior_sigma", prior_sigma, risk.parameters)
-        kl = kl_divergence(risk.parameters, prior, posterior, wide)
-        empirical = posterior_risk(
-            risk, posterior, num_passes=num_passes, delta=_MONTE_CARLO_SHARE * share, seed=seed + number
-        )
-        _check_size(empirical.num_examples)
-        value = inequality(empirical.upper, kl, empirical.num_examples, (1 - _MONTE_CARLO_SHARE) * share)
-        found.append((value, candidate, empirical, kl))
-    value, best, empirical, kl = min(found, key=lambda entry: entry[0])
+        wide, inequality, union = _inequality(bound, candidate if prior_sigma is None else prior_sigma)
+        kl = kl_divergence(risk.parameters, prior, posterior, per_parameter("prior_sigma", wide, risk.parameters))
+        spent = _MONTE_CARLO_SHARE * delta / len(candidates)
+        empirical = posterior_risk(risk, posterior, num_passes=num_passes, delta=spent, seed=seed + number)
+        check_size(empirical.num_examples)
+        value = inequality(empirical.upper, kl, empirical.num_examples, paid)
+        found.append(_Tried(value, candidate, wide, empirical, kl, union + math.log(num_priors)))
+    best = min(found, key=lambda entry: entry.value)
     return Certificate(
-        risk=value,
-        loss=_name_of(loss),
+        risk=best.value,
+        loss=name_of(loss),
         bound=bound,
-        empirical=empirical,
-        kl=kl,
-        n=empirical.num_examples,
+        empirical=best.empirical,
+        kl=best.kl,
+        n=best.empirical.num_examples,
         delta=delta,
-        delta_bound=(1 - _MONTE_CARLO_SHARE) * share,
+        delta_bound=paid,
         num_searched=len(candidates),
-        sigma=best,
-        prior_sigma=best if prior_sigma is None else prior_sigma,
-        tried=tuple(entry[0] for entry in found),
+        union=best.union,
+        sigma=best.sigma,
+        prior_sigma=best.prior_sigma,
+        tried=tuple(entry.value for entry in found),
         single_draw=False,
-        assumptions=_assumptions(prior_batches is not None),
+        assumptions=assumptions(checked=prior_batches is not None, num_searched=len(candidates)),
     )
 
 
-def certify_draw(
-    model: nn.Module,
-    *,
-    prior: Mapping[str, Tensor],
-    batches: Iterable[Any],
-    sigma: Sigma,
-    delta: float = 0.05,
-    seed: int = 0,
-    loss: str | BoundedLoss = "zero-one",
-    prior_batches: Iterable[Any] | None = None,
-) -> tuple[Certificate, dict[str, Tensor]]:
-    r"""Draw one network from the posterior and bound its own expected loss (a disintegrated bound).
-
-    .. math:: \mathrm{kl}(\hat L(W') \| L(W')) \le \frac{\ln\frac{dQ}{dP}(W') + \ln(2\sqrt n/\delta)}{n}, \qquad
-        \ln\frac{dQ}{dP}(W + u) = \frac{\|W + u - W_0\|^2 - \|u\|^2}{2\sigma^2}
-
-    with probability 1 - δ over the examples *and the draw* (Rivasplata et al. 2020, theorem 1). It is about W' alone,
-    the one network that is returned; drawing again and keeping the best would break it.
-
-    Args:
-        model: See :func:`certify`.
-        prior: See :func:`certify`.
-        batches: See :func:`certify`.
-        sigma: Standard deviation of posterior and prior.
-        delta: One minus the confidence.
-        seed: Seed of the draw; fixed beforehand.
-        loss: See :func:`certify`.
-        prior_batches: See :func:`certify`.
-
-    Returns:
-        The certificate, and W' by parameter name.
-
-    Raises:
-        ArgumentError: See :func:`certify`.
-
-    Example:
-        >>> x = torch.linspace(-1, 1, 400)[:, None]
-        >>> model = nn.Linear(1, 2)
-        >>> prior = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        >>> _ = model.load_state_dict({"weight": torch.tensor([[-8.0], [8.0]]), "bias": torch.zeros(2)})
-        >>> batches = [(x, (x[:, 0] > 0).long())]
-        >>> certificate, weights = certify_draw(model, prior=prior, batches=batches, sigma=1.0)
-        >>> certificate.single_draw, list(weights)
-        (True, ['weight', 'bias'])
-    """
-    check_delta(delta)
-    whole("seed", seed, minimum=0, hint="It is the seed of the draw.")
-    risk = _examined(model, prior, batches, loss, prior_batches)
-    posterior = per_parameter("sigma", sigma, risk.parameters)
-    mean, value, weights = _drawn(risk, posterior, seed)
-    log_ratio = 0.0
-    for name, drawn in weights.items():
-        center = prior[name].to(drawn.device).double()
-        out, back = (drawn.double() - center).square().sum(), (drawn.double() - mean[name].double()).square().sum()
-        log_ratio += float(out - back) / (2 * posterior[name] ** 2)
-    n = risk.num_examples or 0
-    _check_size(n)
-    empirical = PosteriorRisk(value=value, upper=value, delta=0.0, num_draws=1, num_examples=n)
-    certificate = Certificate(
-        # The logarithm is negative where W' is likelier under the prior; the bound is proved for it as it is.
-        risk=kl_inverse(value, max(0.0, log_ratio + math.log(2 * math.sqrt(n) / delta)) / n),
-        loss=_name_of(loss),
-        bound="seeger-maurer, single draw",
-        empirical=empirical,
-        kl=log_ratio,
-        n=n,
-        delta=delta,
-        delta_bound=delta,
-        num_searched=1,
-        sigma=sigma,
-        prior_sigma=sigma,
-        tried=(),
-        single_draw=True,
-        assumptions=_assumptions(prior_batches is not None),
-    )
-    return certificate, weights
+class _Tried(NamedTuple):
+    value: float
+    sigma: Sigma
+    prior_sigma: Sigma
+    empirical: PosteriorRisk
+    kl: float
+    union: float
 
 
-def _examined(
-    model: nn.Module,
-    prior: Mapping[str, Tensor],
-    batches: Iterable[Any],
-    loss: str | BoundedLoss,
-    prior_batches: Iterable[Any] | None,
-) -> EmpiricalRisk:
-    """Return the risk to certify, after everything that can be checked before a pass was."""
-    if isinstance(loss, str):
-        loss = LOSSES[choice("loss", loss, LOSSES)]
-    elif not callable(loss):
-        raise ArgumentTypeError(f"loss is {loss!r}, but a name or a function of (output, targets) is needed.")
-    risk = EmpiricalRisk(model, batch_mean(loss), batches)
-    frozen = {name: p for name, p in risk.model.named_parameters() if not p.requires_grad}
-    check_prior({**risk.parameters, **frozen}, prior)
-    for name, parameter in frozen.items():
-        if not torch.equal(parameter, prior[name].to(parameter)):
-            raise ArgumentError(
-                f"{name!r} is frozen but differs from the prior, which leaves it outside KL(Q‖P). Let it require "
-                "gradients, or put the same values into the prior if the examples had no part in them."
-            )
-    check_buffers(risk.model, prior)
-    check_independent(batches)
-    if prior_batches is not None:
-        check_disjoint(batches, prior_batches)
-    return risk
-
-
-@torch.no_grad()
-def _drawn(
-    risk: EmpiricalRisk, sigma: Mapping[str, float], seed: int
-) -> tuple[dict[str, Tensor], float, dict[str, Tensor]]:
-    """Return W, the mean loss at one draw W' from the posterior, and W'."""
-    mean = {name: parameter.detach().clone() for name, parameter in risk.parameters.items()}
-    with drawing(risk, sigma) as draw:
-        draw(Stream(seed).child(_STREAM))
-        value = risk.mean()
-        drawn = {name: parameter.detach().clone() for name, parameter in risk.parameters.items()}
-    return mean, value, drawn
-
-
-def _name_of(loss: str | BoundedLoss) -> str:
-    return loss if isinstance(loss, str) else getattr(loss, "__name__", "given")
-
-
-def _check_size(n: int) -> None:
-    if n < _SMALLEST:
-        raise ArgumentError(
-            f"there are {n} examples, but at least {_SMALLEST} are needed: ln(2√n/δ) is proved from there on, and no "
-            "bound would say anything. Certify with more data."
+def _inequality(bound: str, prior_sigma: Sigma) -> tuple[Sigma, Inequality, float]:
+    """Return the prior's standard deviation as it is used, the inequality, and the nats its own search costs."""
+    if bound != _DZIUGAITE_ROY:
+        return prior_sigma, INEQUALITIES[bound], math.log(GRIDS.get(bound, 1))
+    if isinstance(prior_sigma, Mapping):
+        raise ArgumentTypeError(
+            "the bound 'dziugaite-roy' is for a prior of one standard deviation, but there is one for each of "
+            f"{', '.join(map(repr, prior_sigma))}. Pass one number as prior_sigma; sigma may still differ by name."
         )
-
-
-def _assumptions(checked: bool) -> tuple[str, ...]:
-    prior = "no example of the prior's data is among them (checked)" if checked else "the prior did not depend on them"
-    return (
-        "The examples are drawn independently from what new examples will be drawn from;",
-        f"{prior};",
-        "sigma, the inequality, delta and the seed were fixed before the examples were seen.",
-    )
+    wide = positive("prior_sigma", prior_sigma, hint="It is the standard deviation of the prior.")
+    variance = dziugaite_roy_variance(wide**2)
+    return math.sqrt(variance), partial(dziugaite_roy, prior_variance=variance), dziugaite_roy_union(variance)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flatmin.bounds.inequalities import check_delta, kl_inverse
+from flatmin.bounds.coins import check_delta, kl_inverse
 from flatmin.curvature.batch import tensors_in
 from flatmin.errors import ArgumentError, ArgumentTypeError
 from flatmin.noise import Gaussian

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from flatmin.checks import positive
 from flatmin.errors import ArgumentError, ArgumentTypeError, NonFiniteError
@@ -114,8 +115,16 @@ def check_buffers(model: nn.Module, prior: Mapping[str, Tensor]) -> None:
     """Raise unless the model's buffers are those of the prior: what training put there is outside KL(Q‖P).
 
     Raises:
-        ArgumentError: A buffer of floating numbers differs, or the prior has none to compare with.
+        ArgumentError: A buffer of floating numbers differs, the prior has none to compare with, or batch-norm takes the
+            statistics of the batch at hand.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise ArgumentError(
+                f"{name!r} is a {type(module).__name__} without running statistics, which normalises by the batch at "
+                "hand in evaluation mode too: what it says of one example depends on others, so the losses are not "
+                "independent. Use group or layer norm."
+            )
     for name, buffer in model.named_buffers():
         if not buffer.is_floating_point():
             continue

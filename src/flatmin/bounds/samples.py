@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +25,10 @@ def check_independent(batches: Iterable[Any]) -> None:
 
     Random states are left as found.
     """
+    if isinstance(batches, (list, tuple)):
+        return  # in memory, and so the same each time
     if not isinstance(batches, DataLoader):
+        _check_repeatable(batches)
         return
     sampler = batches.sampler
     if isinstance(sampler, WeightedRandomSampler) or (isinstance(sampler, RandomSampler) and sampler.replacement):
@@ -33,7 +37,8 @@ def check_independent(batches: Iterable[Any]) -> None:
             "ones. Pass a loader with shuffle=False."
         )
     dataset: Any = batches.dataset
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or len(dataset) == 0:
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        _check_repeatable(batches)
         return
     with _undisturbed(batches):
         for index in range(0, len(dataset), max(1, len(dataset) // _LOOK)):
@@ -42,6 +47,18 @@ def check_independent(batches: Iterable[Any]) -> None:
                     f"example {index} is another one each time it is read: the data are augmented at random, and "
                     "augmented copies of one example are not independent. Certify on the data without augmentation."
                 )
+
+
+def _check_repeatable(batches: Iterable[Any]) -> None:
+    """Raise ArgumentError unless two passes give the same examples, in whatever order."""
+    with _undisturbed(batches):
+        first, second = (Counter(_digests(batches)) for _ in range(2))
+    if first != second:
+        changed = (first - second).total()
+        raise ArgumentError(
+            f"{changed} of {first.total()} examples are others in a second pass: the data are augmented at random, or "
+            "drawn anew, and do not count as independent examples seen once. Certify on the data as they are."
+        )
 
 
 def check_disjoint(batches: Iterable[Any], prior_batches: Iterable[Any]) -> None:
@@ -56,12 +73,16 @@ def check_disjoint(batches: Iterable[Any], prior_batches: Iterable[Any]) -> None
 
 
 def _examples(batches: Iterable[Any]) -> Iterator[bytes]:
-    """Yield a digest of every example."""
+    """Yield a digest of every example, random states left as found."""
     with _undisturbed(batches):
-        for batch in batches:
-            parts = list(batch.values()) if isinstance(batch, Mapping) else list(batch)
-            for index in range(num_examples(batch)):
-                yield _digest([_row(part, index) for part in parts])
+        yield from _digests(batches)
+
+
+def _digests(batches: Iterable[Any]) -> Iterator[bytes]:
+    for batch in batches:
+        parts = list(batch.values()) if isinstance(batch, Mapping) else list(batch)
+        for index in range(num_examples(batch)):
+            yield _digest([_row(part, index) for part in parts])
 
 
 @contextmanager
