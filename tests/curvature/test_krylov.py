@@ -7,6 +7,7 @@ from flatmin.curvature.basis import Basis, inner, norms
 from flatmin.curvature.eigenvalues import known_eigenpairs
 from flatmin.curvature.krylov import Krylov
 from flatmin.curvature.ritz import Ritz
+from flatmin.errors import ArgumentError
 
 SPECTRA = {
     "geometric": [1.5**-i for i in range(60)],
@@ -90,6 +91,21 @@ def test_it_keeps_to_the_complement_of_what_is_avoided():
     block = torch.ones(60, 1, dtype=torch.float64)
     space.remove(block)
     assert float(block.norm()) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_errors_are_no_directions_where_the_norm_is_known(dtype):
+    """Nothing is left of a matrix of rank two beside its eigenvectors: no space to grow, and nothing asymmetric."""
+    A = with_spectrum([1e3, -40.0, *[0.0] * 58], dtype)
+    _, Q = torch.linalg.eigh(A.double())
+    space = Krylov(A, avoid=Q[:, [0, -1]], norm=1e3)
+    assert (space.size, space.num_next) == (1, 0)
+    assert float(space.restricted.abs()) < 1e3 * torch.finfo(dtype).eps
+    while space.size < 20:  # a refusal here would come from rounding errors alone
+        space.restart(3)
+        space.extend()
+    with pytest.raises(ArgumentError, match="not symmetric"):
+        Krylov(torch.triu(torch.ones(60, 60, dtype=dtype), 1) * 1e6, width=8, avoid=Q[:, [0, -1]], norm=1e3)
 
 
 def test_a_given_start_is_the_first_vector():

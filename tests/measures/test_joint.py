@@ -101,6 +101,23 @@ def test_the_density_counts_known_eigenvalues_as_they_are():
         _ = measure(model, loss_fn, batches, **ALONE | {"layers": True}).num_large
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [3, 5])
+def test_where_the_known_eigenvalues_are_all_there_are(k, dtype):
+    """Of three examples a linear regression has three: the rest of the spectrum is rounding errors, and no fault."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 50, generator=g, dtype=dtype)
+    model = nn.Linear(50, 1, bias=False, dtype=dtype)
+    found = measure(model, functional.mse_loss, [(x, torch.zeros(3, 1, dtype=dtype))], eigenvalues=k)
+    exact = torch.linalg.eigvalsh(2 / 3 * x.double() @ x.double().T).flip(0)
+    torch.testing.assert_close(found.eigenvalues.values[:3], exact, rtol=1e-3, atol=0)
+    assert (found.num_large.value, found.num_large.stderr) == (3.0, 0.0)
+    assert "3 ± 0 eigenvalues beyond 1 %" in str(found)
+    eps = torch.finfo(dtype).eps
+    assert abs(found.density.trace.value - float(exact.sum())) < 2e-3 * float(exact.sum())
+    assert float(found.density.nodes.abs().max()) < 10 * eps * float(exact.sum())
+
+
 def test_a_tolerance_that_cannot_be_met_is_told():
     model, loss_fn, batches = case("tanh")
     found = measure(model, loss_fn, batches, trace={"method": "hutchinson"}, rtol=1e-6, max_matvecs=40, eigenvalues=0)

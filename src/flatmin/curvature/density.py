@@ -85,10 +85,11 @@ def spectral_density(
     room = counted.d - len(values)
     steps = min(room, num_matvecs // num_probes)
     nodes, weights = torch.zeros(2, num_probes, steps, dtype=values.dtype)
+    norm = float(values.abs().max()) if len(values) else 0.0
     with counted.session():
         for index in range(num_probes if room else 0):
             start = columns(counted, Stream(seed).child(_STREAM), index, 1, Gaussian())
-            found, share = _quadrature(Krylov(counted, start=start, avoid=vectors), steps)
+            found, share = _quadrature(Krylov(counted, start=start, avoid=vectors, norm=norm), steps)
             nodes[index] = found[-1]  # nodes that are missing repeat the last one at weight zero
             nodes[index, : len(found)] = found
             weights[index, : len(found)] = share * (room / counted.d)

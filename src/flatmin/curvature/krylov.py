@@ -41,6 +41,8 @@ class Krylov:
         start: The first block, (d, n), instead of a random one.
         avoid: Orthonormal vectors (d, n) to whose complement the operator is restricted: P A P takes the place of A,
             with P = I - ``avoid`` ``avoid``'.
+        norm: A lower bound of the norm of A, where one is known: what ``avoid`` takes out may be all that A has, and
+            what is left the rounding errors of its products.
 
     Attributes:
         counted: The operator, with its account.
@@ -69,6 +71,7 @@ class Krylov:
         seed: int = 0,
         start: Tensor | None = None,
         avoid: Tensor | None = None,
+        norm: float = 0.0,
     ) -> None:
         self.counted = operator if isinstance(operator, Counted) else Counted(operator)
         dtype = torch.promote_types(self.counted.dtype, torch.float32)
@@ -79,7 +82,7 @@ class Krylov:
         if avoid is not None:
             self._avoided.append(avoid.T.to(self.counted.device, dtype).contiguous())
         self._chain = 0  # where the present chain of products begins
-        self._largest = 0.0  # the longest A v so far, a lower bound of the norm of A
+        self._largest = norm  # or the longest A v so far, a lower bound of the norm of A
         self.seed = seed
         self._stream, self._drawn = Stream(seed).child(_STREAM), 0
         self.restricted = torch.zeros(0, 0, dtype=self._wide)
@@ -199,7 +202,7 @@ class Krylov:
         return rows, coupling[: len(found)]
 
     def _check_symmetry(self, restricted: Tensor) -> None:
-        if float((restricted - restricted.T).norm()) > _ASYMMETRY * float(restricted.norm()):
+        if float((restricted - restricted.T).norm()) > _ASYMMETRY * max(float(restricted.norm()), self._largest):
             raise ArgumentError(
                 "the operator is not symmetric: x'(Ay) and y'(Ax) differ by more than 10 %. Eigenvalues are found here "
                 "for symmetric operators only. If it should be symmetric, its products are not reproducible (dropout?)."

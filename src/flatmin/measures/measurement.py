@@ -81,9 +81,8 @@ class Measurement:
                 "the density was not measured, so eigenvalues cannot be counted: measure(density=True)."
             )
         seen = torch.cat([self.density.nodes[self.density.weights > 0], self.density.outliers])
-        bound = float(seen.abs().max()) / 100
-        d, flat = self.density.dimension, self.density.mass_between(-bound, bound, width=0.0)
-        return Estimate(value=d * (1 - flat.value), stderr=d * flat.stderr)
+        bound, d = float(seen.abs().max()) / 100, self.density.dimension
+        return self.density.expectation(lambda values: d * (values.abs() > bound).to(values))
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON has it, without the eigenvectors; NaN and infinity as texts."""
