@@ -5,57 +5,36 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flatmin.bounds import INEQUALITIES, Certificate, binomial, certify, certify_draw, posterior_risk, zero_one
+from flatmin.bounds import binomial, certify, certify_draw, posterior_risk, zero_one
 from flatmin.bounds.monte_carlo import batch_mean
 from flatmin.bounds.posterior import per_parameter
+from flatmin.checks import positive
 from flatmin.curvature.risk import EmpiricalRisk
-from flatmin_lab.environment import environment
+from flatmin_lab.certificate_record import CertificateRecord, CertificateSweep, as_record
 from flatmin_lab.errors import StoreError
 from flatmin_lab.files import explained, write_whole
 from flatmin_lab.lock import FolderLock
 from flatmin_lab.models.loading import read_weights
-from flatmin_lab.recipes.certificates import Certified, Watch, num_errors, run
+from flatmin_lab.recipes.certificates import CertificateRecipe, Certified, Watch, num_errors, run
 from flatmin_lab.recipes.registry import certificate_recipe
-from flatmin_lab.spec import Value
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 RECORD = "certificate.json"
+SWEEP = "certificates.json"
+_LABELS = (
+    "The certificates are about labels as the run was trained with, spoilt ones included where its task spoils some; "
+    "the labels of the test data are clean."
+)
 SIGMAS = tuple(0.01 * 2.0**j for j in range(6))
 """What is tried on a run of a method without noise: 0.01, 0.02, ..., 0.32, fixed beforehand and paid for."""
-
-
-class CertificateRecord(Value):
-    """A certificate with what it is compared with, as it is stored."""
-
-    what: str
-    seed: int
-    risk: float
-    loss: str
-    confidence: float
-    bound: str
-    other_bounds: dict[str, float]
-    empirical_risk: float
-    monte_carlo_upper: float
-    num_draws: int
-    kl: float
-    n: int
-    sigma: float | dict[str, float]
-    tried: dict[str, float]
-    cross_entropy: float
-    single_draw: float
-    test_error: float
-    stochastic_test_error: float
-    hold_out: float | None
-    vacuous: bool
-    paragraph: str
-    environment: dict[str, str]
 
 
 def certify_recipe(
@@ -76,9 +55,63 @@ def certify_recipe(
         DataError: The data are not there.
         StoreError: The folder holds something else, or cannot be written.
     """
+    return _of_recipe(certificate_recipe(name), folder, root=root, seed=seed, watch=watch, note=note)
+
+
+def certify_sweep(
+    name: str,
+    sigmas: Sequence[float],
+    folder: Path,
+    *,
+    root: Path | None,
+    seed: int,
+    watch: Watch,
+    note: Callable[[str], object],
+) -> CertificateSweep:
+    """Train by a recipe and certify at each of several σ; δ is shared, so that all certificates hold at once.
+
+    Args:
+        name: A key of ``CERTIFICATES``.
+        sigmas: Standard deviations of prior and posterior, in the units of the recipe.
+        folder: Where everything is kept, a folder for each σ.
+        root: The data root.
+        seed: Seed of everything random.
+        watch: Told of the progress.
+        note: Told in one line about everything unusual.
+
+    Raises:
+        ArgumentError: There is no such recipe, or a σ is not above 0.
+        DataError: The data are not there.
+        StoreError: A folder holds something else, or cannot be written.
+    """
     recipe = certificate_recipe(name)
+    hint = "It is the standard deviation of the noise."
+    tried = tuple(sorted({positive("sigma", sigma, hint=hint) for sigma in sigmas}))
+    records = []
+    for sigma in tried:
+        here = replace(recipe, sigma=sigma, delta=recipe.delta / len(tried))
+        place = folder / f"sigma-{sigma:g}"
+
+        def watched(what: str, done: int, total: int, sigma: float = sigma) -> None:
+            watch(f"sigma {sigma:g}, {what}", done, total)
+
+        records.append(_of_recipe(here, place, root=root, seed=seed, watch=watched, note=note))
+    sweep = CertificateSweep(what=name, seed=seed, confidence=1 - recipe.delta, sigmas=tried, records=tuple(records))
+    write_whole(folder / SWEEP, sweep.model_dump_json(indent=2).encode())
+    return sweep
+
+
+def _of_recipe(
+    recipe: CertificateRecipe,
+    folder: Path,
+    *,
+    root: Path | None,
+    seed: int,
+    watch: Watch,
+    note: Callable[[str], object],
+) -> CertificateRecord:
     train, test = recipe.source(root)
-    asked = json.dumps({"recipe": name, "seed": seed, "settings": _settings(recipe)}, sort_keys=True)
+    asked = json.dumps({"recipe": recipe.name, "seed": seed, "settings": _settings(recipe)}, sort_keys=True)
     lock = FolderLock(folder)
     with explained(folder, "write"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +131,7 @@ def certify_recipe(
             return weights
 
         found = run(recipe, train, test, seed=seed, watch=watch, keep=keep)
-        record = _record(name, seed, found)
+        record = _record(recipe.name, seed, found)
         write_whole(folder / RECORD, record.model_dump_json(indent=2).encode())
         return record
     finally:
@@ -137,87 +170,43 @@ def certify_run(path: Path, *, sigmas: Sequence[float] | None, delta: float, num
     prior = network(spec.model_copy(update={"device": "cpu"})).state_dict()
     splits = task(spec.task).load(spec.seed)
     way = method(spec.method)
-    tried = list(sigmas or (way.grid if way.hyperparameter == "sigma" else SIGMAS))
+    tried = list(dict.fromkeys(sigmas or (way.grid if way.hyperparameter == "sigma" else SIGMAS)))
     small = splits.train.batches(1)
     common: dict[str, Any] = {"prior": prior, "delta": delta, "seed": spec.seed}
     certificate = certify(subject.model, batches=small, sigma=tried, num_passes=num_passes, **common)
     best: Any = certificate.sigma
     entropy = certify(subject.model, batches=small, sigma=tried, num_passes=num_passes, loss="cross-entropy", **common)
-    single, _ = certify_draw(subject.model, batches=small, sigma=best, **common)
-    held = splits.test.batches(1)
-    risk = EmpiricalRisk(subject.model, batch_mean(zero_one), held)
+    # These examples chose sigma for the single draw too, which pays for the search as the others do.
+    single, _ = certify_draw(subject.model, batches=small, sigma=best, num_searched=len(tried), **common)
+    risk = EmpiricalRisk(subject.model, batch_mean(zero_one), splits.test.batches(1))
     widths = per_parameter("sigma", best, risk.parameters)
     noisy = posterior_risk(risk, widths, num_passes=num_passes, delta=delta, seed=0)
     errors = num_errors(subject.model, splits.test)
-    return _as_record(
+    return as_record(
+        certificate,
         what=spec.name,
         seed=spec.seed,
-        certificate=certificate,
         cross_entropy=entropy,
         single=single,
         test_error=errors / len(splits.test),
         noisy=noisy.value,
-        hold_out=binomial(errors, len(splits.test), delta),
+        hold_out=(binomial(errors, len(splits.test), delta), "the network itself on the test data"),
         tried={f"{sigma:g}": bound for sigma, bound in zip(tried, certificate.tried, strict=True)},
+        remarks=(_LABELS,),
     )
 
 
-def other_bounds(certificate: Certificate) -> dict[str, float]:
-    """Return what the other inequalities give for the same numbers: for comparison, each valid alone."""
-    c = certificate
-    return {name: f(c.empirical.upper, c.kl, c.n, c.delta_bound) for name, f in INEQUALITIES.items()}
-
-
 def _record(name: str, seed: int, found: Certified) -> CertificateRecord:
-    return _as_record(
+    return as_record(
+        found.certificate,
         what=name,
         seed=seed,
-        certificate=found.certificate,
         cross_entropy=found.cross_entropy,
         single=found.single_draw,
         test_error=found.test_error,
         noisy=found.stochastic_test_error.value,
-        hold_out=found.hold_out,
+        hold_out=(found.hold_out, "the prior's network on the certified examples"),
         tried={},
-    )
-
-
-def _as_record(
-    *,
-    what: str,
-    seed: int,
-    certificate: Certificate,
-    cross_entropy: Certificate,
-    single: Certificate,
-    test_error: float,
-    noisy: float,
-    hold_out: float | None,
-    tried: dict[str, float],
-) -> CertificateRecord:
-    sigma: Any = certificate.sigma
-    return CertificateRecord(
-        what=what,
-        seed=seed,
-        risk=certificate.risk,
-        loss=certificate.loss,
-        confidence=1 - certificate.delta,
-        bound=certificate.bound,
-        other_bounds=other_bounds(certificate),
-        empirical_risk=certificate.empirical.value,
-        monte_carlo_upper=certificate.empirical.upper,
-        num_draws=certificate.empirical.num_draws,
-        kl=certificate.kl,
-        n=certificate.n,
-        sigma=sigma,
-        tried=tried,
-        cross_entropy=cross_entropy.risk,
-        single_draw=single.risk,
-        test_error=test_error,
-        stochastic_test_error=noisy,
-        hold_out=hold_out,
-        vacuous=certificate.vacuous,
-        paragraph=" ".join(str(certificate).split()),
-        environment=environment(),
     )
 
 

@@ -1,6 +1,7 @@
 """`flatmin certify`: of a run of a comparison, and of a recipe that trains for a certificate."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 
 from flatmin.errors import ArgumentError, DataError
 from flatmin_lab import certification, cli
-from flatmin_lab.certification import certify_recipe, certify_run, other_bounds
+from flatmin_lab.certificate_record import CertificateSweep, other_bounds
+from flatmin_lab.certification import certify_recipe, certify_run, certify_sweep
 from flatmin_lab.commands.present import certificate_rows
 from flatmin_lab.data.mnist import mnist
 from flatmin_lab.errors import StoreError
@@ -17,6 +19,7 @@ from flatmin_lab.models.small import small_cnn, small_fcn
 from flatmin_lab.recipes import certificates, data
 from flatmin_lab.recipes.certificates import CertificateRecipe, num_errors, run, sigma_of
 from flatmin_lab.recipes.registry import CERTIFICATES, certificate_recipe
+from flatmin_lab.report.certified import certified_figure
 from small_runs import outcome, run_spec
 
 SMALL = CertificateRecipe(
@@ -102,6 +105,54 @@ def test_a_run_is_certified_with_the_grid_of_its_method(finished):
     assert record.risk == min(record.tried.values())
     assert record.num_draws == 200
     assert record.hold_out > record.test_error > 0
+
+
+def test_a_network_drawn_pays_for_the_search_of_its_sigma(finished):
+    """The examples chose σ among four. With that σ given, the same network is drawn, and its bound is lower."""
+    searched = certify_run(finished, sigmas=None, delta=0.05, num_passes=1)
+    given = certify_run(finished, sigmas=[searched.sigma], delta=0.05, num_passes=1)
+    assert given.single_draw < searched.single_draw < 1
+    assert (given.union, searched.union) == (0, pytest.approx(math.log(4)))
+    assert searched.delta_inequality == pytest.approx(0.8 * 0.05 / 4)
+
+
+def test_what_must_be_known_is_told(finished, capsys):
+    assert cli.main(["certify", str(finished), "--sigma", "0.3", "--passes", "1"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Each bound holds with probability 0.95 by itself" in told
+    assert "all at once with probability 0.8" in told
+    assert "spoilt ones included" in told
+    assert "hold-out bound of the network itself on the test data" in told
+
+
+def test_certificates_at_several_sigmas_share_delta(tmp_path, monkeypatch, capsys):
+    quick = replace(SMALL, prior_epochs=1)
+    monkeypatch.setattr(certification, "certificate_recipe", lambda name: quick)
+    asked = ["certify", "digits-fcn", "--sigma", "0.1", "0.02", "0.02", "--out", str(tmp_path)]
+    assert cli.main(asked) == 0
+    out = capsys.readouterr().out
+    assert "hold at once with 95 %" in " ".join(out.split())
+    assert (tmp_path / "certified-risk.png").stat().st_size > 10_000
+    sweep = CertificateSweep.model_validate_json((tmp_path / "certificates.json").read_bytes())
+    assert sweep.sigmas == tuple(r.sigma for r in sweep.records) == (0.02, 0.1)
+    assert [r.confidence for r in sweep.records] == [0.975, 0.975]
+    again = run(replace(quick, sigma=0.1, delta=0.025), *data.digits(None), seed=0)
+    assert sweep.records[1].risk == again.certificate.risk
+    assert cli.main([*asked, "--json"]) == 0
+    assert CertificateSweep.model_validate_json(capsys.readouterr().out) == sweep
+    with pytest.raises(ArgumentError, match="sigma is -1"):
+        certify_sweep("digits-fcn", [-1.0], tmp_path, root=None, seed=0, watch=lambda *_: None, note=print)
+
+
+def test_the_figure_shows_each_certificate_beside_the_test_errors(small):
+    record = certification._record("digits-fcn", 0, small)
+    sweep = CertificateSweep(what="digits-fcn", seed=0, confidence=0.95, sigmas=(0.01, 0.1), records=(record, record))
+    axes = certified_figure([sweep, sweep]).axes
+    assert len(axes) == 2
+    drawn = {line.get_label(): line.get_ydata() for line in axes[0].get_lines()}
+    assert list(drawn["certified"]) == [100 * record.risk] * 2
+    assert list(drawn["test data, networks drawn"]) == [100 * record.stochastic_test_error] * 2
+    assert list(drawn["test data, weights alone"]) == [100 * record.test_error] * 2
 
 
 def test_json_alone_is_on_standard_output(finished, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -25,7 +25,8 @@ class Certify:
 
     Attributes:
         what: What to certify.
-        sigma: For a run: standard deviations of the noise to try, each paid for; the grid of its method if not given.
+        sigma: Standard deviations of the noise. For a run those to try, each paid for; the grid of its method if not
+            given. For a recipe those to train and certify at, with a figure; all certificates then hold at once.
         delta: For a run: one minus the confidence. Recipes have theirs fixed at 0.05.
         passes: For a run: passes over the data for the empirical risk.
         seed: For a recipe: seed of everything random.
@@ -45,19 +46,32 @@ class Certify:
 
     def run(self) -> None:
         """Do it."""
+        if self.what in CERTIFICATES:
+            self._run_recipe()
+            return
+        from flatmin_lab.certification import certify_run
+        from flatmin_lab.commands.present import present_certificate
+
+        record = certify_run(Path(self.what), sigmas=self.sigma or None, delta=self.delta, num_passes=self.passes)
+        present_certificate(record, as_json=self.json)
+
+    def _run_recipe(self) -> None:
         from rich.console import Console
 
-        from flatmin_lab.certification import certify_recipe, certify_run
-        from flatmin_lab.commands.present import present_certificate
+        from flatmin_lab.certification import certify_recipe, certify_sweep
+        from flatmin_lab.commands.present import present_certificate, present_sweep
         from flatmin_lab.parts import PartBars
 
         messages = Console(stderr=True)
-        if self.what in CERTIFICATES:
-            folder = self.out or Path("runs/certify") / f"{self.what}-seed{self.seed}"
-            with PartBars(messages) as watch:
-                record = certify_recipe(
-                    self.what, folder, root=self.data_root, seed=self.seed, watch=watch, note=messages.print
-                )
+        several = "-sigmas" if self.sigma else ""
+        folder = self.out or Path("runs/certify") / f"{self.what}{several}-seed{self.seed}"
+        bars = PartBars(messages)
+        common: dict[str, Any] = {"root": self.data_root, "seed": self.seed, "watch": bars, "note": messages.print}
+        if self.sigma:
+            with bars:
+                sweep = certify_sweep(self.what, self.sigma, folder, **common)
+            present_sweep(sweep, folder, as_json=self.json)
         else:
-            record = certify_run(Path(self.what), sigmas=self.sigma or None, delta=self.delta, num_passes=self.passes)
-        present_certificate(record, as_json=self.json)
+            with bars:
+                record = certify_recipe(self.what, folder, **common)
+            present_certificate(record, as_json=self.json)

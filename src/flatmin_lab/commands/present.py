@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flatmin_lab.certification import CertificateRecord
+    from flatmin_lab.certificate_record import CertificateRecord, CertificateSweep
     from flatmin_lab.measure import Sheet
     from flatmin_lab.spec import Comparison
     from flatmin_lab.store import Store
@@ -61,7 +61,8 @@ def present_certificate(record: CertificateRecord, *, as_json: bool) -> None:
         table.add_row(name, value)
     console = Console()
     console.print(table)
-    console.print(record.paragraph, highlight=False)
+    for sentence in (record.paragraph, *record.remarks):
+        console.print(sentence, highlight=False)
 
 
 def certificate_rows(record: CertificateRecord) -> list[tuple[str, str]]:
@@ -76,10 +77,30 @@ def certificate_rows(record: CertificateRecord) -> list[tuple[str, str]]:
         ("on test data, the weights themselves (no certificate)", record.test_error),
         (f"certified, clamped cross-entropy scaled to [0, 1] ({level})", record.cross_entropy),
     ]
-    if record.hold_out is not None:
-        rows.append((f"hold-out bound, for comparison ({level})", record.hold_out))
-    rows += [(f"inequality {name} instead", value) for name, value in record.other_bounds.items()]
-    return [(name, "vacuous" if value >= 0.995 else f"{value:.4f}") for name, value in rows]
+    rows.append((f"hold-out bound of {record.hold_out_of}, for comparison ({level})", record.hold_out))
+    others = [item for item in record.other_bounds.items() if item[0] != record.bound]
+    rows += [(f"inequality {name} instead", value) for name, value in others]
+    return [(name, _told(value)) for name, value in rows]
+
+
+def _told(bound: float) -> str:
+    return "vacuous" if bound >= 0.995 else f"{bound:.4f}"
+
+
+def present_sweep(sweep: CertificateSweep, folder: Path, *, as_json: bool) -> None:
+    """Show certificates at several σ, and draw them."""
+    from rich.console import Console
+
+    from flatmin_lab.report.certified import certified_figure, certified_table
+
+    path = folder / "certified-risk.png"
+    certified_figure([sweep]).savefig(path, dpi=150)
+    if as_json:
+        print(sweep.model_dump_json(indent=2))  # noqa: T201  (the result)
+        return
+    console = Console()
+    console.print(certified_table(sweep))
+    console.print(f"Figure: {path}", highlight=False, soft_wrap=True)
 
 
 def _as_json(comparison: Comparison, files: dict[str, Path]) -> str:
