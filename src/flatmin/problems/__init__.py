@@ -1,6 +1,22 @@
-"""Problems with known derivatives and minima, on which optimizers can be tested."""
+"""Problems with known derivatives and minima, on which optimizers can be tested, and what theory says of them."""
 
 from flatmin.problems.base import Point, Problem
+from flatmin.problems.chain import PlateauChain, TruncatedGaussian
+from flatmin.problems.convergence import Setting, expected_square_gradients
+from flatmin.problems.descent import descent
+from flatmin.problems.matrix_sensing import MatrixSensing, SensingTask, sensing_task
 from flatmin.problems.quadratics import Quadratic
 
-__all__ = ["Point", "Problem", "Quadratic"]
+__all__ = [
+    "MatrixSensing",
+    "PlateauChain",
+    "Point",
+    "Problem",
+    "Quadratic",
+    "SensingTask",
+    "Setting",
+    "TruncatedGaussian",
+    "descent",
+    "expected_square_gradients",
+    "sensing_task",
+]
