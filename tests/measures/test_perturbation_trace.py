@@ -54,6 +54,21 @@ def test_the_limit_is_the_trace_of_smooth_networks(name):
     assert estimate.exponent == pytest.approx(2, abs=0.3)
 
 
+def test_patterns_move_their_parameters_alone():
+    model, loss_fn, batches = case("tanh")
+    names = [name for name, _ in model.named_parameters() if name.endswith("weight")]
+    block = dense_hessian(model, loss_fn, batches)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    rows = torch.cat([torch.full((size,), name in names) for name, size in sizes.items()])
+    options = {"sigma": 0.02, "num_samples": 200, "noise": "rademacher", "parameters": "*weight"}
+    estimate = perturbation_trace(model, loss_fn, batches, **options)
+    assert abs(estimate.limit.value - float(block.diagonal()[rows].sum())) < 4 * estimate.limit.stderr
+    gap = perturbation_gap(model, loss_fn, batches, **options)
+    torch.testing.assert_close(estimate.samples, gap.trace.samples)
+    with pytest.raises(ArgumentError, match="'embedding' fits no trainable parameter"):
+        perturbation_trace(model, loss_fn, batches, sigma=0.02, parameters=["*weight", "embedding"])
+
+
 def test_is_the_gap_in_other_units():
     model, loss_fn, batches = case("ragged")
     estimate = perturbation_trace(model, loss_fn, batches, sigma=0.1, num_samples=20, seed=3)

@@ -2,6 +2,7 @@
 
 from flatmin.measures.gap import GapEstimate, perturbation_gap
 from flatmin.measures.joint import measure
+from flatmin.measures.layerwise_gap import layerwise_gap
 from flatmin.measures.measurement import Measurement
 from flatmin.measures.perturbation_trace import PerturbationTrace, perturbation_trace
 from flatmin.measures.radius import find_rho, find_sigma
@@ -14,6 +15,7 @@ __all__ = [
     "RadiusSearch",
     "find_rho",
     "find_sigma",
+    "layerwise_gap",
     "measure",
     "perturbation_gap",
     "perturbation_trace",

@@ -142,12 +142,14 @@ def perturbation_gap(
     """
     sigma = checked(sigma, num_samples, seed)
     risk = EmpiricalRisk(model, loss_fn, batches, mode=mode, sharded=True, group=group)
-    moved = None if parameters is None else _matching(risk.layout, parameters)
-    with risk.observed(), closing(Pairs(risk, noise, seed, moved)) as pairs:
+    with risk.observed(), closing(Pairs(risk, noise, seed, matching(risk.layout, parameters))) as pairs:
         return pairs.estimate(sigma, num_samples)
 
 
-def _matching(layout: Layout, parameters: str | Sequence[str]) -> list[str]:
+def matching(layout: Layout, parameters: str | Sequence[str] | None) -> list[str] | None:
+    """Return the names that fit a pattern or patterns; None, which stands for all, for None."""
+    if parameters is None:
+        return None
     patterns = [parameters] if isinstance(parameters, str) else list(parameters)
     if not patterns:
         raise ArgumentError(

@@ -16,10 +16,10 @@ from flatmin.checks import positive, whole
 from flatmin.curvature.results import Estimate, TraceEstimate, plus_minus
 from flatmin.curvature.risk import EmpiricalRisk
 from flatmin.curvature.trace.sampling import Drawn, Goal, Samples
-from flatmin.measures.gap import Pairs
+from flatmin.measures.gap import Pairs, matching
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor, nn
     from torch.distributed import ProcessGroup
@@ -85,6 +85,7 @@ def perturbation_trace(
     noise: str | Law = "gaussian",
     seed: int = 0,
     mode: Mode = "eval",
+    parameters: str | Sequence[str] | None = None,
     group: ProcessGroup | None = None,
 ) -> PerturbationTrace:
     r"""Estimate the smoothed trace, which noise training of this σ acts on, without any derivative.
@@ -114,6 +115,8 @@ def perturbation_trace(
         seed: Seed of the noise.
         mode: ``"eval"``: every module in evaluation mode; ``"current"``: as it stands, dropout with the same masks at
             all points.
+        parameters: Pattern or patterns of the names of those that are moved, as in :func:`perturbation_gap`; the trace
+            is then that of the block. Default: all.
         group: Ranks that hold batches of their own, over which the loss is averaged: ``torch.distributed.group.WORLD``.
             Sharded models (FSDP2) are averaged over their ranks without it.
 
@@ -122,7 +125,7 @@ def perturbation_trace(
 
     Raises:
         ArgumentError: ``sigma`` is not above 0, ``num_samples`` is below 2, a tolerance is not above 0, the law is
-            unknown, or no parameter requires gradients.
+            unknown, a pattern fits no parameter, or no parameter requires gradients.
         ArgumentTypeError: An argument is of the wrong kind.
         DataError: The data are empty, change between passes, or have an unknown form.
         NonFiniteError: A loss is NaN or infinite.
@@ -138,7 +141,7 @@ def perturbation_trace(
     whole("seed", seed, minimum=0, hint="It is the seed of the noise.")
     goal = _goal(num_samples, rtol, atol)
     risk = EmpiricalRisk(model, loss_fn, batches, mode=mode, sharded=True, group=group)
-    with risk.observed(), closing(Pairs(risk, noise, seed)) as pairs:
+    with risk.observed(), closing(Pairs(risk, noise, seed, matching(risk.layout, parameters))) as pairs:
         samples = Samples(lambda start, stop: Drawn(_traces(pairs, range(start, stop), sigma)), _none, guarded=False)
         converged = samples.run(goal, most=goal.budget, width=1)
         eps = max(torch.finfo(parameter.dtype).eps for parameter in risk.parameters.values())
