@@ -35,6 +35,11 @@ class Reproduction:
 _NSO, _ESCAPE = "arXiv:2306.08553", "arXiv:2305.15659"
 
 REPRODUCTIONS: dict[str, Reproduction] = {
+    "nso.fig2": Reproduction(
+        "the perturbation gap against the trace of the Hessian",
+        f"{_NSO}, equation (4) and Figure 2",
+        "nso2024.fig2:fig2",
+    ),
     "nso.fig6": Reproduction(
         "over-parameterized matrix sensing by GD, WP-GD and NSO",
         f"{_NSO}, section 5, Proposition 5.1 and Figure 6",
