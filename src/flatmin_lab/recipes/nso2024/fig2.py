@@ -90,5 +90,6 @@ def _text(found: Sequence[GapComparison]) -> str:
         f"Here: {what}. Found:\n\n{verdicts}\n\n"
         "Differences: networks with GELU stand beside those with ReLU, since the paper's equation (4) assumes two "
         "derivatives. The trace is of all examples at once, exact or to 1 %. The ego networks are of COLLAB's kind, "
-        'but not COLLAB. The encoder needs pretrained weights and is run from Python: `run_gap("bert", weights=FOLDER)`.'
+        "but not COLLAB. The encoder needs pretrained weights and is run from Python, by "
+        '`run_gap("bert", weights=FOLDER)`.'
     )
