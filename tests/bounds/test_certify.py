@@ -297,6 +297,7 @@ x20, y20 = line()[2][0]
             ArgumentTypeError,
             "for a prior of one standard deviation",
         ),
+        ({"model": line()[0].bfloat16()}, ArgumentError, r"'weight' has weights of torch.bfloat16.*model.float\(\)"),
         (frozen(), ArgumentError, "'bias' is frozen but differs"),
         ({"batches": [(x20[:5], y20[:5])]}, ArgumentError, "5 examples, but at least 8"),
         ({"prior_batches": [(x20, y20)]}, ArgumentError, "20 of the examples.*Split"),

@@ -16,6 +16,7 @@ from flatmin.curvature.risk import EmpiricalRisk
 from flatmin.errors import ArgumentError, ArgumentTypeError
 
 _SMALLEST = 8
+_COARSEST = 1e-6  # relative spacing of numbers: float32 is fine, 16 bits are not
 
 
 def examined(
@@ -37,6 +38,7 @@ def examined(
     elif not callable(loss):
         raise ArgumentTypeError(f"loss is {loss!r}, but a name or a function of (output, targets) is needed.")
     risk = EmpiricalRisk(model, batch_mean(loss), batches)
+    _check_precision(risk.parameters)
     frozen = {name: p for name, p in risk.model.named_parameters() if not p.requires_grad}
     check_prior({**risk.parameters, **frozen}, prior)
     for name, parameter in frozen.items():
@@ -50,6 +52,16 @@ def examined(
     if prior_batches is not None:
         check_disjoint(batches, prior_batches)
     return risk
+
+
+def _check_precision(parameters: Mapping[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        if torch.finfo(parameter.dtype).eps > _COARSEST:
+            raise ArgumentError(
+                f"{name!r} has weights of {parameter.dtype}, to whose spacing the noise would be rounded, so that the "
+                "draws would not come from the Gaussian that KL is computed for. Certify model.float() against a prior "
+                "in float32."
+            )
 
 
 def name_of(loss: str | BoundedLoss) -> str:
