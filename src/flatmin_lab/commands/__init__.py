@@ -8,7 +8,8 @@ from flatmin_lab.commands.certify import Certify
 from flatmin_lab.commands.compare import Compare
 from flatmin_lab.commands.measure import Measure
 from flatmin_lab.commands.report import Report
+from flatmin_lab.commands.reproduce import Reproduce
 
-Command = Compare | Measure | Certify | Report
+Command = Compare | Measure | Certify | Reproduce | Report
 
-__all__ = ["Certify", "Command", "Compare", "Measure", "Report"]
+__all__ = ["Certify", "Command", "Compare", "Measure", "Report", "Reproduce"]

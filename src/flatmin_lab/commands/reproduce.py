@@ -1,0 +1,93 @@
+"""``flatmin reproduce``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from flatmin_lab.recipes.reproductions import REPRODUCTIONS
+
+if TYPE_CHECKING:
+    from flatmin_lab.reproduction import ReproductionRecord
+
+_NAME_HELP = f"What to make again: {'; '.join(f'{name} ({r.summary})' for name, r in REPRODUCTIONS.items())}."
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Make a table or a figure of one of the two papers again, and say how it compares with what is printed.
+
+    What is finished is printed again from its folder; nothing is computed twice.
+
+    Attributes:
+        name: What to make again.
+        size: toy takes seconds, small minutes on two cores, and paper is as published.
+        seed: Seed of everything random; the papers' is 0.
+        out: The folder to write into; one under runs/reproduce if not given.
+        list: Print what there is and where in the papers it stands, and do nothing else.
+        json: Print the result as JSON, and nothing else, on standard output.
+    """
+
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help=_NAME_HELP)] = ""
+    size: Literal["toy", "small", "paper"] = "small"
+    seed: int = 0
+    out: Path | None = None
+    list: bool = False
+    json: bool = False
+
+    def run(self) -> None:
+        """Do it."""
+        if self.list or not self.name:
+            _present_all(as_json=self.json)
+            return
+        from rich.console import Console
+
+        from flatmin_lab.parts import PartBars
+        from flatmin_lab.reproduction import reproduce
+
+        messages = Console(stderr=True)
+        folder = self.out or Path("runs/reproduce") / f"{self.name}-{self.size}-seed{self.seed}"
+        with PartBars(messages) as watch:
+            record = reproduce(self.name, self.size, folder, seed=self.seed, watch=watch, note=messages.print)
+        _present(record, folder, as_json=self.json)
+
+
+def _present_all(*, as_json: bool) -> None:
+    if as_json:
+        everything = {name: {"summary": r.summary, "paper": r.paper} for name, r in REPRODUCTIONS.items()}
+        print(json.dumps(everything, indent=2))  # noqa: T201  (the result)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "what", "where")
+    for name, entry in REPRODUCTIONS.items():
+        table.add_row(name, entry.summary, entry.paper)
+    Console().print(table)
+
+
+def _present(record: ReproductionRecord, folder: Path, *, as_json: bool) -> None:
+    if as_json:
+        found = record.model_dump(mode="json")
+        found["files"] = {what: str(folder / file) for what, file in record.files.items()}
+        print(json.dumps(found, indent=2, allow_nan=False))  # noqa: T201  (the result)
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.markdown import Markdown
+    from rich.table import Table
+
+    from flatmin_lab.recipes.outcome import written
+
+    console = Console()
+    for found in record.tables:
+        table = Table(*found.columns, title=found.caption, box=box.SIMPLE_HEAD, title_justify="left")
+        for row in found.rows:
+            table.add_row(*map(written, row))
+        console.print(table)
+    console.print(Markdown(record.text))
+    console.print(f"Page: {folder / record.files['page']}", highlight=False, soft_wrap=True)

@@ -1,0 +1,138 @@
+"""A reproduction from the command line: its folder, what is kept there, and what is not done twice."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import flatmin
+from flatmin.checks import choice, whole
+from flatmin_lab.environment import environment
+from flatmin_lab.errors import StoreError
+from flatmin_lab.files import explained, write_whole
+from flatmin_lab.lock import FolderLock
+from flatmin_lab.recipes.outcome import Table, Watch, publish
+from flatmin_lab.recipes.registry import SIZES
+from flatmin_lab.recipes.reproductions import REPRODUCTIONS
+from flatmin_lab.spec import Value
+
+ASKED, RECORD = "recipe.json", "reproduction.json"
+
+
+class ReproductionRecord(Value):
+    """What a reproduction found, as it is stored beside its files.
+
+    Attributes:
+        name: A key of ``REPRODUCTIONS``.
+        size: ``"toy"``, ``"small"`` or ``"paper"``.
+        seed: Of everything random.
+        paper: Where in the paper it stands.
+        text: What the paper says and what was found, in Markdown.
+        tables: As on the page.
+        files: What each file holds, to its name in the folder.
+        seconds: How long it took.
+        environment: Machine and software.
+    """
+
+    name: str
+    size: str
+    seed: int
+    paper: str
+    text: str
+    tables: tuple[Table, ...]
+    files: dict[str, str]
+    seconds: float
+    environment: dict[str, str]
+
+
+def reproduce(
+    name: str,
+    size: str,
+    folder: Path,
+    *,
+    seed: int = 0,
+    watch: Watch = lambda *_: None,
+    note: Callable[[str], object] = lambda _: None,
+) -> ReproductionRecord:
+    """Make a table or figure of a paper again, unless this version of flatmin has done so in ``folder``.
+
+    Args:
+        name: A key of ``REPRODUCTIONS``.
+        size: ``"toy"``, ``"small"`` or ``"paper"``.
+        folder: Where data, figures and page are written.
+        seed: Of everything random.
+        watch: Told of the progress.
+        note: Told in one line about everything unusual.
+
+    Raises:
+        ArgumentError: There is no such reproduction or size.
+        StoreError: The folder holds something else, or cannot be written.
+    """
+    choice("name", name, REPRODUCTIONS)
+    choice("size", size, SIZES)
+    whole("seed", seed, minimum=0, hint="It is the seed of everything random.")
+    entry, lock = REPRODUCTIONS[name], FolderLock(folder)
+    with explained(folder, "write"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        _require_same(folder, {"reproduction": name, "size": size, "seed": seed})
+        former = _finished(folder / RECORD, note)
+        if former is not None:
+            note(f"{folder} has it finished; nothing is computed again.")
+            return former
+        begin = time.monotonic()
+        found = entry.load()(size, seed, watch)
+        record = ReproductionRecord(
+            name=name,
+            size=size,
+            seed=seed,
+            paper=entry.paper,
+            text=found.text,
+            tables=found.tables,
+            files=publish(found, folder, title=f"{name}: {entry.summary}"),
+            seconds=round(time.monotonic() - begin, 2),
+            environment=environment(),
+        )
+        write_whole(folder / RECORD, record.model_dump_json(indent=2).encode())  # last: now it is finished
+        return record
+    finally:
+        lock.release()
+
+
+def _finished(path: Path, note: Callable[[str], object]) -> ReproductionRecord | None:
+    """Return what an earlier call finished, if it was of this version."""
+    if not path.is_file():
+        return None
+    with explained(path, "read"):
+        content = path.read_bytes()
+    try:
+        record = ReproductionRecord.model_validate_json(content)
+    except ValueError:  # pydantic's own is one
+        note(f"{path} is made again: it cannot be read.")
+        return None
+    if record.environment["flatmin"] != flatmin.__version__:
+        note(f"{path} is made again: it is of flatmin {record.environment['flatmin']}.")
+        return None
+    return record
+
+
+def _require_same(folder: Path, asked: dict[str, str | int]) -> None:
+    """Take up a folder that is empty or was begun with the same arguments."""
+    path, content = folder / ASKED, json.dumps(asked, sort_keys=True)
+    if path.is_file():
+        former = path.read_text()
+        if former != content:
+            raise StoreError(
+                f"{folder} holds another reproduction, {former}, and this one is {content}. Choose another folder with "
+                "--out."
+            )
+        return
+    strangers = sorted(p.name for p in folder.iterdir() if p.name != ".lock")
+    if strangers:
+        raise StoreError(
+            f"{folder} holds other files ({', '.join(strangers[:3])}, ...). Choose a new or empty folder with --out."
+        )
+    write_whole(path, content.encode())

@@ -1,0 +1,199 @@
+"""`flatmin reproduce`: its folder, its page, what it prints, and the NSO paper's recipes at their smallest size."""
+
+import csv
+import json
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from flatmin.errors import ArgumentError
+from flatmin.problems import sensing_task
+from flatmin_lab import cli, reproduction
+from flatmin_lab.errors import StoreError
+from flatmin_lab.recipes.nso2024.fig6 import SIGMA, SIZES
+from flatmin_lab.recipes.nso2024.fig6 import fig6 as run_fig6
+from flatmin_lab.recipes.nso2024.sensing import curve
+from flatmin_lab.recipes.outcome import Outcome, Table, publish
+from flatmin_lab.recipes.reproductions import REPRODUCTIONS, Reproduction
+from flatmin_lab.reproduction import RECORD, ReproductionRecord, reproduce
+
+
+def drawn():
+    from flatmin_lab.report.svg import panel
+
+    figure, axes = panel()
+    axes.plot([1, 2])
+    return figure
+
+
+def read(path):
+    return list(csv.reader(path.read_text().splitlines()))
+
+
+OUTCOME = Outcome(
+    tables=(Table("numbers", ("what", "value"), (("a", 0.5), ("b", float("nan"))), "Two numbers."),),
+    figures={"curve": drawn},
+    series={"curve": {"step": np.array([1, 2]), "loss": np.array([0.1, 0.2])}},
+    text="The paper says **so**.",
+)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """A reproduction called ``fake``; the list of its calls."""
+    seen = []
+
+    def run(size, seed, watch):
+        watch("working", 1, 1)
+        seen.append((size, seed))
+        return OUTCOME
+
+    module = types.ModuleType("flatmin_lab.recipes.fake")
+    module.run = run
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(REPRODUCTIONS, "fake", Reproduction("nothing", "a paper", "fake:run"))
+    return seen
+
+
+def test_everything_is_written(tmp_path, calls):
+    record = reproduce("fake", "toy", tmp_path / "run", seed=3)
+    assert calls == [("toy", 3)]
+    folder = tmp_path / "run"
+    assert set(record.files) == {"page", "numbers", "curve (series)", "curve (figure)"}
+    assert read(folder / "numbers.csv") == [["what", "value"], ["a", "0.5"], ["b", "nan"]]
+    assert read(folder / "curve-series.csv") == [["step", "loss"], ["1", "0.1"], ["2", "0.2"]]
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "README.md").read_text()
+    assert page.startswith("# fake: nothing\n\nThe paper says **so**.\n\n![curve](curve.png)\n\nTwo numbers.\n")
+    assert "| b | NaN |" in page
+    assert record.environment["torch"]
+    assert ReproductionRecord.model_validate_json((folder / RECORD).read_bytes()).text == record.text
+    assert not list(folder.glob("*.partial"))
+
+
+def test_what_is_finished_is_not_done_twice(tmp_path, calls, monkeypatch):
+    notes = []
+    options = {"folder": tmp_path / "run", "note": notes.append}
+    first = reproduce("fake", "toy", **options)
+    again = reproduce("fake", "toy", **options)
+    assert (again.text, again.files, again.seconds) == (first.text, first.files, first.seconds)
+    assert len(calls) == 1
+    assert "has it finished" in notes[-1]
+    monkeypatch.setattr(reproduction.flatmin, "__version__", "9.9")
+    reproduce("fake", "toy", **options)
+    assert len(calls) == 2
+    assert "is made again: it is of flatmin" in notes[-1]
+    (tmp_path / "run" / RECORD).write_text("{")
+    reproduce("fake", "toy", **options)
+    assert len(calls) == 3
+    assert "is made again: it cannot be read" in notes[-1]
+
+
+def test_an_interrupted_one_is_begun_again(tmp_path, calls, monkeypatch):
+    def interrupted(size, seed, watch):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["flatmin_lab.recipes.fake"], "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            reproduce("fake", "toy", tmp_path / "run")
+    assert not (tmp_path / "run" / RECORD).exists()
+    assert reproduce("fake", "toy", tmp_path / "run").text == OUTCOME.text
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path, calls):
+    reproduce("fake", "toy", tmp_path / "run")
+    with pytest.raises(
+        StoreError, match=r"holds another reproduction, .*\"seed\": 0.*and this one is .*\"seed\": 1.*--out"
+    ):
+        reproduce("fake", "toy", tmp_path / "run", seed=1)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").write_text("")
+    with pytest.raises(StoreError, match=r"holds other files \(letter\.txt"):
+        reproduce("fake", "toy", tmp_path / "other")
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(ArgumentError, match=r"name is 'nso\.fig66', but .*Did you mean 'nso\.fig6'"):
+        reproduce("nso.fig66", "toy", tmp_path)
+    with pytest.raises(ArgumentError, match="size is 'tiny', but it must be one of 'toy', 'small', 'paper'"):
+        reproduce("nso.fig6", "tiny", tmp_path)
+    with pytest.raises(ArgumentError, match="seed is -1, but it must be at least 0"):
+        reproduce("nso.fig6", "toy", tmp_path, seed=-1)
+
+
+def test_tables_and_series_are_rectangles(tmp_path):
+    with pytest.raises(ArgumentError, match=r"row 0 of the table 't' has 1 cells, but there are 2 columns"):
+        Table("t", ("a", "b"), ((1,),), "")
+    uneven = Outcome((), series={"s": {"a": np.zeros(2), "b": np.zeros(3)}})
+    with pytest.raises(ArgumentError, match=r"the columns of the series 's' differ in length: \{'a': 2, 'b': 3\}"):
+        publish(uneven, tmp_path, title="")
+
+
+def test_the_command(tmp_path, calls, capsys):
+    arguments = ["reproduce", "fake", "--size", "toy", "--out", str(tmp_path / "run")]
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "Two numbers." in printed
+    assert "The paper says so." in printed
+    assert cli.main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tables"][0]["rows"] == [["a", 0.5], ["b", "NaN"]]
+    assert found["files"]["page"] == str(tmp_path / "run" / "README.md")
+    assert len(calls) == 1
+    assert cli.main(["reproduce", "nso.fig66", "--out", str(tmp_path / "none")]) == cli.BAD_INPUT
+    assert "Did you mean 'nso.fig6'" in capsys.readouterr().err
+
+
+def test_the_list(capsys):
+    assert cli.main(["reproduce", "--list", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == set(REPRODUCTIONS)
+    assert cli.main(["reproduce"]) == 0
+    assert "nso.fig6" in capsys.readouterr().out
+
+
+def test_naming_the_reproductions_loads_nothing_heavy():
+    code = (
+        "import sys; import flatmin_lab.recipes.reproductions; import flatmin_lab.commands.reproduce;"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'matplotlib', 'numpy')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", list(REPRODUCTIONS))
+def test_every_entry_leads_to_a_function(name):
+    assert callable(REPRODUCTIONS[name].load())
+
+
+@pytest.fixture(scope="module")
+def fig6():
+    return run_fig6("toy", 0, lambda *_: None)
+
+
+def test_figure_6_at_its_smallest(fig6, tmp_path):
+    """The ordering that the paper reports, the exact trace at zero loss, and a learning rate that diverges."""
+    tables = {table.name: table for table in fig6.tables}
+    rows = {row[0]: dict(zip(tables["row1-end"].columns, row)) for row in tables["row1-end"].rows}
+    assert rows["GD"]["training error"] < rows["NSO"]["training error"] < rows["WP-GD"]["training error"]
+    assert rows["NSO"]["squared distance"] < rows["GD"]["squared distance"] / 5
+    for row in tables["proposition-5.1"].rows:
+        _, mean, rms, printed = row
+        assert abs(mean - 1) < 4 * rms / 20**0.5
+        assert printed == pytest.approx(1, abs=0.05)
+    assert [("diverges" in row[1]) for row in tables["learning-rates"].rows] == [False, True]
+    files = publish(fig6, tmp_path, title="Figure 6")
+    assert {"fig6.png", "trace.png", "row1-nso-series.csv"} <= set(files.values())
+    assert "nan" not in fig6.text.lower()
+
+
+def test_a_seed_is_a_path(fig6):
+    """Fewer steps, and fewer quantities of the run looked at, are the beginning of the same path, bit for bit."""
+    [row] = SIZES["toy"].rows
+    options = {"lr": row.lr, "num_steps": 20, "sigma": SIGMA, "draws": 2, "seed": 0, "watch": lambda *_: None}
+    again = curve(sensing_task(20, 1), "NSO", **options)
+    former = fig6.series["row1-nso"]
+    [[at]] = np.nonzero(former["step"] == 20)
+    assert again.at("training error", 20).tolist() == [former[f"training error {i}"][at] for i in (1, 2)]
