@@ -1,5 +1,7 @@
-"""Measures of flatness: from losses alone, and everything of a minimum in one call."""
+"""Measures of flatness: from losses alone, by its definition, and everything of a minimum in one call."""
 
+from flatmin.measures.flatness import Flatness, is_flat
+from flatmin.measures.flow_limit import FlowLimit, gradient_flow_limit
 from flatmin.measures.gap import GapEstimate, perturbation_gap
 from flatmin.measures.joint import measure
 from flatmin.measures.layerwise_gap import layerwise_gap
@@ -9,12 +11,16 @@ from flatmin.measures.radius import find_rho, find_sigma
 from flatmin.measures.rise import RadiusSearch
 
 __all__ = [
+    "Flatness",
+    "FlowLimit",
     "GapEstimate",
     "Measurement",
     "PerturbationTrace",
     "RadiusSearch",
     "find_rho",
     "find_sigma",
+    "gradient_flow_limit",
+    "is_flat",
     "layerwise_gap",
     "measure",
     "perturbation_gap",
