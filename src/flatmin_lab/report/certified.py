@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 from rich import box
 from rich.table import Table
 
-from flatmin_lab.report.style import MUTED, method_styles
+from flatmin_lab.report.style import method_styles
 from flatmin_lab.report.svg import RC
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _COLUMNS: dict[str, Callable[[CertificateRecord], float]] = {
     "certified": lambda r: r.risk,
-    "certified, hold-out bound": lambda r: r.hold_out,
+    "hold-out bound, prior's network": lambda r: r.hold_out,
     "test data, networks drawn": lambda r: r.stochastic_test_error,
     "test data, weights alone": lambda r: r.test_error,
 }
@@ -78,10 +78,9 @@ def _draw(axes: Axes, sweep: CertificateSweep, styles: Sequence[MethodStyle]) ->
         axes.plot(sweep.sigmas, values, label=label, linewidth=1.3, **look)
     axes.set(xscale="log", yscale="log", xlabel="σ of training and posterior", ylabel="error, %")
     axes.set_title(f"{sweep.what}, n = {sweep.records[0].n:,}")
-    axes.xaxis.set_major_locator(FixedLocator(sweep.sigmas))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
-    axes.tick_params(axis="y", which="minor", labelsize=7)
-    axes.grid(visible=True, which="major", color=MUTED.light, alpha=0.25)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
+    axes.grid(visible=True, which="major")
