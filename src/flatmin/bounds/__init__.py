@@ -3,7 +3,7 @@
 from flatmin.bounds.certificate import Certificate
 from flatmin.bounds.certify import certify
 from flatmin.bounds.coins import binary_kl, binomial, kl_inverse
-from flatmin.bounds.estimates import BoundEstimate, authors_estimate, equation_6, hessian_estimate
+from flatmin.bounds.estimates import BoundEstimate, authors_estimate, equation_6, equation_28, hessian_estimate
 from flatmin.bounds.inequalities import (
     INEQUALITIES,
     catoni,
@@ -36,6 +36,7 @@ __all__ = [
     "dziugaite_roy_union",
     "dziugaite_roy_variance",
     "equation_6",
+    "equation_28",
     "hessian_estimate",
     "kl_divergence",
     "kl_inverse",

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from flatmin.bounds.coins import check_delta
 from flatmin.checks import nonnegative, positive, whole
 from flatmin.errors import ArgumentError
 
@@ -63,6 +64,34 @@ def equation_6(empirical: float, *, trace: float, distance: float, n: int, loss_
     )
 
 
+def equation_28(*, trace: float, distance: float, n: int, loss_bound: float, beta: float = 0.5) -> float:
+    r"""The σ of the paper's proof: where the two terms of (27) in r and α are least.
+
+    .. math:: \sigma^2 = \frac{r}{1-\beta} \sqrt{\frac{C}{2 \alpha n}} \quad\Rightarrow\quad
+        \frac{(1-\beta)\,\alpha}{2\beta}\sigma^2 + \frac{C r^2}{4 \beta (1-\beta) n \sigma^2}
+        = \frac1\beta \sqrt{\frac{C \alpha r^2}{2 n}}
+
+    A measured trace and distance choose it, for which no union pays: no σ to certify with, unless it is one of several
+    that were fixed and are searched. That of :func:`hessian_estimate` is smaller, since there the noise costs what it
+    raises the training loss by, and here only what the bound adds to that.
+
+    Args:
+        trace: What stands in for α.
+        distance: r.
+        n: Training examples.
+        loss_bound: C.
+        beta: β.
+
+    Example:
+        >>> round(equation_28(trace=100.0, distance=2.0, n=10_000, loss_bound=1.0), 4)
+        0.0532
+    """
+    positive("trace", trace, hint="Without curvature every noise is free.")
+    alpha, r, C = _checked(0.0, trace, distance, n, loss_bound)
+    _check_beta(beta)
+    return math.sqrt(r / (1 - beta) * math.sqrt(C / (2 * alpha * n)))
+
+
 def hessian_estimate(
     empirical: float,
     *,
@@ -96,9 +125,8 @@ def hessian_estimate(
         (0.5006, 0.0447)
     """
     alpha, r, C = _checked(empirical, trace, distance, n, loss_bound)
-    for name, value in (("delta", delta), ("beta", beta)):
-        if not 0 < value < 1:
-            raise ArgumentError(f"{name} is {value}, but it must lie between 0 and 1.")
+    check_delta(delta)
+    _check_beta(beta)
     rise = math.sqrt(C * r**2 * alpha / (2 * (1 - beta) * n))
     value = (empirical + rise) / beta + C * math.log(1 / delta) / (2 * beta * (1 - beta) * n)
     sigma = (C * r**2 / (2 * (1 - beta) * n * alpha)) ** 0.25 if alpha > 0 else None
@@ -137,6 +165,11 @@ def authors_estimate(
     return BoundEstimate(
         value=empirical + complexity, complexity=complexity, sigma=None, name="as the authors' code computes it"
     )
+
+
+def _check_beta(beta: float) -> None:
+    if not 0 < beta < 1:
+        raise ArgumentError(f"beta is {beta}, but it must lie between 0 and 1.")
 
 
 def _checked(empirical: float, trace: float, distance: float, n: int, loss_bound: float) -> tuple[float, float, float]:
