@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from flatmin.errors import ArgumentError
-from flatmin.problems import sensing_task
+from flatmin.problems import Setting, sensing_task
 from flatmin_lab import cli, reproduction
 from flatmin_lab.errors import StoreError
+from flatmin_lab.recipes.nso2024.bounds import fitted_slope, on_quadratic
 from flatmin_lab.recipes.nso2024.fig6 import SIGMA, SIZES
 from flatmin_lab.recipes.nso2024.fig6 import fig6 as run_fig6
 from flatmin_lab.recipes.nso2024.sensing import curve
+from flatmin_lab.recipes.nso2024.theory import theory as run_theory
 from flatmin_lab.recipes.outcome import Outcome, Table, publish
 from flatmin_lab.recipes.reproductions import REPRODUCTIONS, Reproduction
 from flatmin_lab.reproduction import RECORD, ReproductionRecord, reproduce
@@ -197,3 +199,39 @@ def test_a_seed_is_a_path(fig6):
     former = fig6.series["row1-nso"]
     [[at]] = np.nonzero(former["step"] == 20)
     assert again.at("training error", 20).tolist() == [former[f"training error {i}"][at] for i in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def found():
+    return run_theory("toy", 0, lambda *_: None)
+
+
+def test_gradient_norms_lie_between_the_bounds(found):
+    tables = {table.name: table for table in found.tables}
+    for _, _, lower, chain, least, _, _, mean, upper in tables["bounds"].rows:
+        assert lower < chain < least < mean < upper
+    for row in tables["slopes"].rows:
+        assert row[2] == pytest.approx(row[4], abs=0.1)  # the last step of 512 runs, over a factor of 4
+    exact = {row[:2]: row[2] for row in tables["slopes"].rows if row[1] == "chain, least"}
+    assert exact[("k", "chain, least")] == pytest.approx(-0.5, abs=1e-12)
+    assert exact[("σ_g", "chain, least")] == pytest.approx(1.0, abs=1e-12)
+
+
+def test_the_theory_is_written(found, tmp_path):
+    files = publish(found, tmp_path, title="Theory")
+    assert {"bounds.png", "by-T-series.csv", "momentum.csv"} <= set(files.values())
+    assert "9 of 9 settings lie between the bounds" in found.text
+
+
+@pytest.mark.parametrize(("method", "momentum"), [("NSO", 0.0), ("NSO", 0.9), ("WP-GD", 0.0)])
+def test_simulation_meets_the_closed_form(method, momentum):
+    """Within 4 standard errors of 4,096 runs, for the last step and for the mean over the steps."""
+    setting = Setting(20, num_perturbations=2, gradient_noise=1.5, second_moment=1.0)
+    run = on_quadratic(setting, method=method, sigma=0.5, momentum=momentum, runs=4096, seed=1)
+    assert max(map(abs, run.scores)) < 4
+
+
+def test_a_slope_is_the_power():
+    slope, error = fitted_slope([1, 3, 10, 50], [2 * x**-0.7 for x in (1, 3, 10, 50)])
+    assert slope == pytest.approx(-0.7)
+    assert error == pytest.approx(0, abs=1e-9)

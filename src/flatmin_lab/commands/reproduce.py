@@ -85,7 +85,9 @@ def _present(record: ReproductionRecord, folder: Path, *, as_json: bool) -> None
 
     console = Console()
     for found in record.tables:
-        table = Table(*found.columns, title=found.caption, box=box.SIMPLE_HEAD, title_justify="left")
+        table = Table(title=found.caption, box=box.SIMPLE_HEAD, title_justify="left")
+        for column in found.columns:
+            table.add_column(column, overflow="fold")
         for row in found.rows:
             table.add_row(*map(written, row))
         console.print(table)

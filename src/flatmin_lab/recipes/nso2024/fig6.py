@@ -70,7 +70,7 @@ _ALL, _NOISY = ("GD", "WP-GD", "NSO"), ("WP-GD", "NSO")
 _FIRST = Row(0.0025, 5000, _ALL, published.FIGURE_6)
 _PUBLISHED_RATES = (0.001, 0.0025, 0.005, 0.01)
 SIZES = {
-    "toy": Size(20, 1, (Row(0.01, 1200, _ALL, {}),), draws=2, rates=(0.01, 0.1), trace_dim=8, trace_nums=(50, 800)),
+    "toy": Size(20, 1, (Row(0.01, 800, _ALL, {}),), draws=2, rates=(0.01, 0.1), trace_dim=8, trace_nums=(50, 800)),
     "small": Size(100, 5, (_FIRST, Row(0.001, 5000, _NOISY, {})), draws=2, rates=_PUBLISHED_RATES),
     "paper": Size(
         100,
