@@ -6,8 +6,12 @@ from flatmin.problems.convergence import Setting, expected_square_gradients
 from flatmin.problems.descent import descent
 from flatmin.problems.matrix_sensing import MatrixSensing, SensingTask, sensing_task
 from flatmin.problems.quadratics import Quadratic
+from flatmin.problems.valley import Valley
+from flatmin.problems.valleys import CoshValley, Hyperbolas
 
 __all__ = [
+    "CoshValley",
+    "Hyperbolas",
     "MatrixSensing",
     "PlateauChain",
     "Point",
@@ -16,6 +20,7 @@ __all__ = [
     "SensingTask",
     "Setting",
     "TruncatedGaussian",
+    "Valley",
     "descent",
     "expected_square_gradients",
     "sensing_task",
