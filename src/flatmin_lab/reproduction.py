@@ -73,7 +73,7 @@ def reproduce(
     choice("name", name, REPRODUCTIONS)
     choice("size", size, SIZES)
     whole("seed", seed, minimum=0, hint="It is the seed of everything random.")
-    entry, lock = REPRODUCTIONS[name], FolderLock(folder)
+    lock = FolderLock(folder)
     with explained(folder, "write"):
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -83,23 +83,27 @@ def reproduce(
         if former is not None:
             note(f"{folder} has it finished; nothing is computed again.")
             return former
-        begin = time.monotonic()
-        found = entry.load()(size, seed, watch)
-        record = ReproductionRecord(
-            name=name,
-            size=size,
-            seed=seed,
-            paper=entry.paper,
-            text=found.text,
-            tables=found.tables,
-            files=publish(found, folder, title=f"{name}: {entry.summary}"),
-            seconds=round(time.monotonic() - begin, 2),
-            environment=environment(),
-        )
+        record = _made(name, size, seed, folder, watch)
         write_whole(folder / RECORD, record.model_dump_json(indent=2).encode())  # last: now it is finished
         return record
     finally:
         lock.release()
+
+
+def _made(name: str, size: str, seed: int, folder: Path, watch: Watch) -> ReproductionRecord:
+    entry, begin = REPRODUCTIONS[name], time.monotonic()
+    found = entry.load()(size, seed, watch)
+    return ReproductionRecord(
+        name=name,
+        size=size,
+        seed=seed,
+        paper=entry.paper,
+        text=found.text,
+        tables=found.tables,
+        files=publish(found, folder, title=f"{name}: {entry.summary}"),
+        seconds=round(time.monotonic() - begin, 2),
+        environment=environment(),
+    )
 
 
 def _finished(path: Path, note: Callable[[str], object]) -> ReproductionRecord | None:

@@ -65,12 +65,7 @@ def descent(
         direction = gradient(flow, _loss(problem, tilt, step), problem.named(w), seed=seed, step=step)[problem.name]
         move = momentum * move - rate * direction
         w = w + move
-        if not torch.isfinite(w).all():
-            raise NonFiniteError(
-                f"the weights are no longer finite after step {step + 1} of {num_steps} at learning rate {rate:g}. "
-                "Likely cause: the learning rate exceeds two over the curvature along the way, so each step is larger "
-                "than the last. Choose a smaller learning rate."
-            )
+        _require_finite(w, f"after step {step + 1} of {num_steps} at learning rate {rate:g}")
         yield w
 
 
@@ -80,6 +75,14 @@ def _rates(lr: float | Sequence[float], num_steps: int) -> Sequence[float]:
     if len(lr) != num_steps:
         raise ArgumentError(f"lr has {len(lr)} entries for {num_steps} steps. Give one for each step, or one number.")
     return lr
+
+
+def _require_finite(w: Tensor, when: str) -> None:
+    if not torch.isfinite(w).all():
+        raise NonFiniteError(
+            f"the weights are no longer finite {when}. Likely cause: the learning rate exceeds two over the curvature "
+            "along the way, so that each step is larger than the last. Choose a smaller learning rate."
+        )
 
 
 def _loss(problem: Problem, tilt: Tilt | None, step: int) -> Callable[[dict[str, Tensor]], Tensor]:

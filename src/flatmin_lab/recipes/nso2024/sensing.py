@@ -66,6 +66,7 @@ def curve(
         if step in recorded:
             steps.append(step)
             found.append(_measured(task, w))
+        if step % 50 == 0 or step == num_steps:
             watch(f"{method}, learning rate {lr:g}", step, num_steps)
     values = torch.stack(found, 1).double().numpy()
     return Curve(method, np.array(steps), dict(zip(QUANTITIES, values, strict=True)))
