@@ -13,10 +13,11 @@ from flatmin.errors import ArgumentError
 from flatmin.problems import Setting, sensing_task
 from flatmin_lab import cli, reproduction
 from flatmin_lab.errors import StoreError
+from flatmin_lab.recipes.nso2024 import fig6 as fig6_recipe
 from flatmin_lab.recipes.nso2024.bounds import fitted_slope, on_quadratic
-from flatmin_lab.recipes.nso2024.fig6 import SIGMA, SIZES
+from flatmin_lab.recipes.nso2024.fig6 import SIGMA, SIZES, Row
 from flatmin_lab.recipes.nso2024.fig6 import fig6 as run_fig6
-from flatmin_lab.recipes.nso2024.sensing import curve
+from flatmin_lab.recipes.nso2024.sensing import Curve, curve, recorded_steps
 from flatmin_lab.recipes.nso2024.theory import theory as run_theory
 from flatmin_lab.recipes.outcome import Outcome, Table, publish
 from flatmin_lab.recipes.reproductions import REPRODUCTIONS, Reproduction
@@ -189,6 +190,27 @@ def test_figure_6_at_its_smallest(fig6, tmp_path):
     files = publish(fig6, tmp_path, title="Figure 6")
     assert {"fig6.png", "trace.png", "row1-nso-series.csv"} <= set(files.values())
     assert "nan" not in fig6.text.lower()
+
+
+def test_printed_numbers_stand_beside_ours():
+    """Ours are means over the draws, and the text names the number that is furthest."""
+    steps = np.array([0, 20, 100])
+    ours = Curve("NSO", steps, {"training error": np.array([[9.0, 9.0], [1.0, 3.0], [0.4, 0.4]])})
+    printed = {("training error", "NSO"): {20: 4.0, 100: 0.4}}
+    table = fig6_recipe._printed_table(1, Row(0.1, 100, ("NSO",), printed), [ours])
+    assert table.rows == (
+        ("training error", "NSO", 20, 4.0, 2.0, 0.5),
+        ("training error", "NSO", 100, 0.4, 0.4, 1.0),
+    )
+    assert "between 1.00 and 1.00 times the printed, but for the training error of NSO at step 20: 0.50 times" in (
+        fig6_recipe._agreement(table)
+    )
+
+
+def test_printed_steps_are_recorded():
+    for size in SIZES.values():
+        for row in size.rows:
+            assert {step for values in row.printed.values() for step in values} <= set(recorded_steps(row.num_steps))
 
 
 def test_a_seed_is_a_path(fig6):
