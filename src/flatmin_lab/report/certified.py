@@ -62,7 +62,7 @@ def certified_figure(sweeps: Sequence[CertificateSweep]) -> Figure:
     """Draw certified risk over σ, with the test errors beside it, a panel for each sweep."""
     styles = method_styles(("nso", "spare", "wpsgd", "sgd"))
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(4.6 * len(sweeps) + 0.4, 3.7), layout="constrained", facecolor="none")
+        figure = Figure(figsize=(4.4 * len(sweeps) + 1.2, 3.7), layout="constrained", facecolor="none")
         panels = figure.subplots(1, len(sweeps), squeeze=False)[0]
         for axes, sweep in zip(panels, sweeps, strict=True):
             _draw(axes, sweep, list(styles.values()))
