@@ -89,6 +89,18 @@ def test_the_chain_meets_the_bound_of_theorem_4_3():
     assert least > Setting(200).lower_bound > 1 / (4 * chain.scale) == pytest.approx(0.009375)
 
 
+def test_the_chain_stays_above_the_lower_bound_from_three_steps_on():
+    def least(T, C=0.7, D=1.3, k=2, noise=1.1):
+        G = 2 * T * math.sqrt(8 * k * D**2 / (9 * C * noise**2 * T))
+        bound = Setting(T, k, smoothness=C, distance=D, gradient_noise=noise).lower_bound
+        return D**2 / G * (1 - 1 / (2 * T)) ** (2 * T) / bound
+
+    ratios = [least(T) for T in range(1, 200)]
+    assert max(ratios[:2]) < 1 < min(ratios[2:])
+    assert ratios == sorted(ratios)
+    assert least(10**7) == pytest.approx(3 * math.exp(-1), rel=1e-6)  # 4 √(9/512) √32 / e
+
+
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
 def test_the_links_are_smooth(alpha):
     """Value and slope of h meet where its pieces do, and the slope changes by at most C a unit."""

@@ -66,7 +66,11 @@ class Setting:
 
     @property
     def lower_bound(self) -> float:
-        r"""What :math:`\min_t E\|\nabla F(W_t)\|^2` is at least on the worst function (14): D √(Cσ_g²/(32kT))."""
+        r"""What :math:`\min_t E\|\nabla F(W_t)\|^2` is at least on a worst function (14): D √(Cσ_g²/(32kT)).
+
+        On the chain with a fixed rate that spends its budget it is :math:`\frac{D^2}{G}(1-\frac1{2T})^{2T}`, with
+        :math:`G = 2T\eta` and :math:`\eta^2 = 8kD^2/(9C\sigma_g^2T)`: above this bound from T = 3 on (derived here).
+        """
         return math.sqrt(self._shared / 32) * self.gradient_noise
 
 
