@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from curvature_cases import case, data, dense_hessian, mlp
 from flatmin.curvature.observe import observing
@@ -17,6 +18,7 @@ from flatmin.curvature.operators import (
     FunctionalHessian,
     Hessian,
 )
+from flatmin.curvature.risk import EmpiricalRisk
 from flatmin.errors import ArgumentError, NonFiniteError
 
 
@@ -30,6 +32,29 @@ def test_weights_written_through_data(in_session):
         model.a.weight.data.mul_(1.5)  # torch counts no write
         product = H @ unit
     torch.testing.assert_close(product, dense_hessian(model, loss_fn, batches))
+
+
+def test_a_place_is_read_at_once():
+    """Whatever the types of the parameters, and one number for each: a host waits for the device once."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double(), nn.Linear(2, 2).bfloat16())
+    risk = EmpiricalRisk(model, functional.cross_entropy, data())
+    with Reads() as reads:
+        before = risk.place()
+    assert reads.count == 0  # none of a single number
+    for parameter in model.parameters():
+        parameter.data[0] += 1.0  # which torch counts nowhere
+        assert risk.place() != before
+        before = risk.place()
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that are read one by one."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
 
 
 def test_modes_changed_in_a_session():

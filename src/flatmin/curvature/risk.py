@@ -238,7 +238,8 @@ class EmpiricalRisk:
         pairs = zip(shards, self.parameters.values(), strict=True)
         writes = ((shard.data_ptr(), shard._version, p._version) for shard, p in pairs)
         modes = (m.training for m in self.model.modules()) if self._mode == "current" else ()
-        return (*writes, *(float(norm) for norm in torch._foreach_norm(shards)), *modes)
+        norms = torch.stack([norm.to(self.device) for norm in torch._foreach_norm(shards)])  # read all at once
+        return (*writes, *norms.tolist(), *modes)
 
     def _random_states(self) -> tuple[RandomState, list[Tensor]]:
         devices = {p.device for p in self.parameters.values()}
