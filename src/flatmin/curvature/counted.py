@@ -27,6 +27,7 @@ class Counted:
         dtype: Type of its vectors.
         device: Device of its vectors.
         num_matvecs: Products so far.
+        recalled: Gradients that answers from a journal had cost: they are spent, but not now.
 
     Raises:
         ArgumentError: It is not square, or empty.
@@ -46,7 +47,7 @@ class Counted:
         self.dtype, self.device = operator.dtype, operator.device
         self.num_matvecs = 0
         self._before: float | None = getattr(operator, "gradients", None)
-        self._recalled = 0.0  # gradients that answers from a journal had cost
+        self.recalled = 0.0
 
     def products(self, block: Tensor) -> Tensor:
         """Return the products with the columns of ``block`` (d, m).
@@ -78,7 +79,7 @@ class Counted:
     def cost(self) -> dict[str, Any]:
         """Return the fields of :class:`Measured` that tell what was spent, and by which route."""
         now = getattr(self.operator, "gradients", None)
-        spent = None if now is None else now - (self._before or 0.0) + self._recalled
+        spent = None if now is None else now - (self._before or 0.0) + self.recalled
         return {
             "num_matvecs": self.num_matvecs,
             "gradients": spent,
@@ -91,7 +92,7 @@ class Counted:
             return self._finite(compute())
         spent = lambda: getattr(self.operator, "gradients", None) or 0.0  # noqa: E731
         answer, recalled = journal.answer(kind, block, lambda: self._finite(compute()), spent)
-        self._recalled += recalled
+        self.recalled += recalled
         return answer
 
     def _finite(self, result: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class Setup:
         first, *others = self.accounts
         spent = first.cost()["gradients"]
         # All of them share one meter, but each knows for itself what a journal has spared it.
-        return None if spent is None else spent + sum(other._recalled for other in others)
+        return None if spent is None else spent + sum(other.recalled for other in others)
 
     @property
     def spent(self) -> float:
@@ -80,10 +80,11 @@ class Setup:
 
     def needed(self, samples: Samples) -> float:
         """Return the number of samples that the goal is expected to take."""
-        variance, tolerance = samples.expected_variance(), self.goal.tolerance(samples.value)
+        variance = samples.expected_variance()
         if variance == 0:
             return 0.0
-        return max(variance / tolerance**2, samples.fewest()) if tolerance else math.inf
+        allowed = self.goal.tolerance(samples.value) ** 2 - samples.offset_stderr**2
+        return max(variance / allowed, samples.fewest()) if allowed > 0 else math.inf
 
     def expected(self, samples: Samples) -> float:
         """Return what is expected to be still spent, in products; without a tolerance, the squared error at the end.
