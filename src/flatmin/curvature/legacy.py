@@ -112,10 +112,7 @@ def authors_lambda(
         >>> round(authors_lambda(H, layers="linear").value, 1), round(float(top_eigenvalues(H).values[0]), 1)
         (69.2, 35.0)
     """
-    A, layout = _restricted(operator, layers)
-    whole("max_iterations", max_iterations, minimum=1, hint="It is the most products to spend.")
-    positive("tol", tol, hint="It is the relative change at which the iteration stops.")
-    stream = _stream(seed)
+    A, layout, stream = _prepared(operator, layers, max_iterations, tol, seed)
     terms: Tensor | None = None
     with A.session():
         vector = _each_of_length_one(columns(A, stream, 0, 1, Gaussian()), layout)
@@ -171,10 +168,7 @@ def authors_trace(
         >>> authors_trace(H, layers="linear").num_matvecs < 100
         True
     """
-    A, layout = _restricted(operator, layers)
-    whole("max_iterations", max_iterations, minimum=1, hint="It is the most products to spend.")
-    positive("tol", tol, hint="It is the relative change at which the iteration stops.")
-    stream = _stream(seed)
+    A, layout, stream = _prepared(operator, layers, max_iterations, tol, seed)
     samples: list[float] = []
     mean = 0.0
     with A.session():
@@ -193,8 +187,15 @@ def _settled(before: float, now: float, tol: float) -> bool:
     return abs(now - before) / (abs(before) + _TINY) < tol
 
 
-def _stream(seed: int) -> Stream:
-    return Stream(whole("seed", seed, minimum=0, hint="It is the seed of the random vectors.")).child(_STREAM)
+def _prepared(
+    operator: Operator, layers: str | Sequence[str], max_iterations: int, tol: float, seed: int
+) -> tuple[Counted, Layout, Stream]:
+    """Check the arguments; return the layers' block, where they lie in it, and the stream of the vectors."""
+    A, layout = _restricted(operator, layers)
+    whole("max_iterations", max_iterations, minimum=1, hint="It is the most products to spend.")
+    positive("tol", tol, hint="It is the relative change at which the iteration stops.")
+    whole("seed", seed, minimum=0, hint="It is the seed of the random vectors.")
+    return A, layout, Stream(seed).child(_STREAM)
 
 
 def _per_layer(vectors: Tensor, layout: Layout) -> Tensor:
