@@ -22,7 +22,7 @@ from flatmin_lab.report.svg import RC
 DOCS = Path(__file__).resolve().parent
 COVERAGE = DOCS / "results" / "coverage.json"
 CERTIFICATES = DOCS / "results" / "certificates"
-RECIPES = ("mnist-cnn", "mnist-fcn", "fashion-cnn", "digits-fcn")
+RECIPES = ("mnist-cnn", "mnist-cnn-per-layer", "mnist-fcn", "fashion-cnn", "fashion-fcn", "digits-fcn")
 SWEEPS = ("digits-fcn",)
 
 
