@@ -99,7 +99,8 @@ class Hyperbolas(Valley):
         u, v = self._pairs(w)
         s, t = u + v, u - v
         a, b = (x.square().sum(-1, keepdim=True) for x in (s, t))
-        scale = ((2 + (4 + a * b).sqrt()) / a.clamp_min(torch.finfo(a.dtype).tiny)).sqrt()  # u = −v ends in the saddle
+        # Where u = −v the flow ends in the saddle, s and a being zero.
+        scale = (2 + (4 + a * b).sqrt()).sqrt() / a.clamp_min(torch.finfo(a.dtype).tiny).sqrt()
         return self._joined(s * scale + t / scale, s * scale - t / scale) / 2
 
 
@@ -109,7 +110,7 @@ class CoshValley(Valley):
     A point is :math:`(x, y_1, \dots, y_{d-1})`. It is the mean over n = d − 1 examples
     :math:`p_i = \sqrt{n \cosh^\kappa x}\; y_i`, of target 0. The minima are y = 0, the axis of x, where the trace over
     d is :math:`\frac{d-1}{d}\cosh^\kappa x`: its slope does not vanish as d grows, and f, though not each f_i, is
-    smooth uniformly in d. The flow ends at :math:`\sinh x' = e^{-\kappa\|y\|^2/4} \sinh x`. The origin is the flat minimum.
+    smooth uniformly in d. The flow ends at :math:`\sinh x' = e^{-\kappa\|y\|^2/4} \sinh x`. The origin is flat.
     For large x the slope of κ log cosh x is κ: small κ make long valleys of a constant gentle slope.
 
     Args:

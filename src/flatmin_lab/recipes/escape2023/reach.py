@@ -1,0 +1,109 @@
+"""How many steps it takes to reach an (ε, √ε)-flat minimum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatmin_lab.recipes.escape2023.rows import direction
+
+if TYPE_CHECKING:
+    from flatmin.problems import Valley
+    from flatmin_lab.recipes.escape2023.scalings import Scaling
+
+_RESOLUTION = 0.02  # a share of the steps taken passes between two looks
+_FINAL_STEPS = 200  # of gradient descent, at most: it needs O(log(ε₀/ε))
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What was reached, for each seed.
+
+    Attributes:
+        steps: Steps until gradient descent alone leads into an (ε, √ε)-flat minimum, within 2 %; NaN where that was not
+            so. Shape (seeds,).
+        final_steps: Of gradient descent from there until ‖x − Φ(x)‖ ≤ ε, the phase that Theorem 2 ends with.
+        points: The ends, (seeds, d).
+        distances: ‖x − Φ(x)‖ there, by the closed form.
+        slopes: ‖∇[tr̄(Φ(x))]‖ there.
+    """
+
+    steps: np.ndarray
+    final_steps: np.ndarray
+    points: Tensor
+    distances: np.ndarray
+    slopes: np.ndarray
+
+    def are_flat(self, eps: float) -> np.ndarray:
+        """Tell of each seed whether it ended in an (ε, √ε)-flat minimum."""
+        return (self.distances <= eps) & (self.slopes <= math.sqrt(eps))
+
+
+def reach(
+    valley: Valley,
+    method: str,
+    start: Tensor,
+    scaling: Scaling,
+    *,
+    eps: float,
+    seed: int,
+    max_steps: int,
+    watch: Callable[[int], None] = lambda _: None,
+) -> Reached:
+    """Walk from ``start`` until every seed has been where gradient descent ends in an (ε, √ε)-flat minimum.
+
+    Args:
+        valley: The problem.
+        method: ``"RS"`` or ``"SA"``.
+        start: (seeds, d).
+        scaling: Of the method.
+        eps: ε.
+        seed: Of everything random.
+        max_steps: To give up after.
+        watch: Told at every look how many seeds have arrived.
+    """
+    x, ends = start, start.clone()
+    steps, final_steps, look = (
+        torch.full((len(start),), math.nan, dtype=torch.float64),
+        torch.zeros_like(start[:, 0]),
+        0,
+    )
+    for step in range(max_steps + 1):
+        if step >= look or step == max_steps:
+            below, counts = _descend(valley, x, scaling.descent, eps)
+            is_flat = (_slopes(valley, below) <= math.sqrt(eps)) & (_distances(valley, below) <= eps)
+            arrived = steps.isnan() & is_flat
+            steps[arrived], final_steps[arrived], ends[arrived] = float(step), counts[arrived], below[arrived]
+            watch(int((~steps.isnan()).sum()))
+            if not bool(steps.isnan().any()):
+                break
+            look = max(step + 1, math.ceil(step * (1 + _RESOLUTION)))
+        x = x - scaling.eta * direction(valley, method, x, scaling, seed=seed, step=step)
+    distances = _distances(valley, ends).numpy()
+    return Reached(steps.numpy(), final_steps.numpy(), ends, distances, _slopes(valley, ends).numpy())
+
+
+def _descend(valley: Valley, x: Tensor, step: float, eps: float) -> tuple[Tensor, Tensor]:
+    """Descend, each row until it is ε-close to the limit of its flow; return the ends and the numbers of steps."""
+    counts = torch.zeros(len(x), dtype=torch.float64)
+    for _ in range(_FINAL_STEPS):
+        is_far = _distances(valley, x) > eps
+        if not bool(is_far.any()):
+            break
+        x = torch.where(is_far[:, None], x - step * valley.gradient(x), x)
+        counts += is_far
+    return x, counts
+
+
+def _slopes(valley: Valley, x: Tensor) -> Tensor:
+    return valley.trace_gradient(x).norm(dim=-1)
+
+
+def _distances(valley: Valley, x: Tensor) -> Tensor:
+    return (x - valley.limit(x)).norm(dim=-1)
