@@ -98,9 +98,9 @@ class Sheet:
             spec=MeasureSpec.model_validate(record["spec"]),
             kind=model["kind"],
             digest=model["digest"],
-            notes=tuple(model["notes"]),
-            accuracy=record["accuracy"],
-            available=record["available"],
+            notes=tuple(map(str, model["notes"])),
+            accuracy=float(record["accuracy"]),
+            available=int(record["available"]),
             measurement=Measurement.from_dict(record["measurement"]),
             environment=record["environment"],
         )

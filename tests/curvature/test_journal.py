@@ -88,6 +88,37 @@ def test_nothing_is_kept_without_a_store_and_forgotten_when_asked():
     assert entries == {"other": 1}
 
 
+class Reusing(Once):
+    """Answers with the same memory every time."""
+
+    def __matmul__(self, block):
+        self.buffer = getattr(self, "buffer", torch.empty_like(block))
+        return self.buffer.copy_(super().__matmul__(block))
+
+
+def test_answers_are_kept_as_they_were():
+    entries = {}
+    asked(entries, Reusing(matrix()), blocks())
+    answers, *_ = asked(entries, operator := Once(matrix()), blocks())
+    assert operator.columns == 0
+    for _ in range(2):  # and what is done to those that were recalled does not matter
+        for answer, question in zip(answers, blocks()):
+            torch.testing.assert_close(answer, matrix() @ question)
+            answer.zero_()
+        answers, *_ = asked(entries, operator, blocks())
+
+
+@pytest.mark.parametrize("garbage", [None, 3, {}, {"kind": "products"}, {"kind": "products", "sketch": torch.ones(1)}])
+def test_what_is_no_answer_is_computed_again(garbage):
+    entries = {}
+    asked(entries, Once(matrix()), blocks())
+    entries["part/00002"] = garbage
+    answers, *_ = asked(entries, operator := Once(matrix()), blocks())
+    assert operator.columns == 12
+    for answer, question in zip(answers, blocks()):
+        torch.testing.assert_close(answer, matrix() @ question)
+
+
 def test_whoever_watches_is_told_of_every_block():
     told = []
     asked({}, Once(matrix()), blocks(2), watch=told.append)

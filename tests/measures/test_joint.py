@@ -217,6 +217,91 @@ def nudged(model):
     return other
 
 
+def frozen(model):
+    other = copy.deepcopy(model)
+    other.a.bias.requires_grad_(requires_grad=False)
+    return other
+
+
+def test_frozen_parameters_make_another_measurement():
+    store = {}
+    model, loss_fn, batches = case("tanh")
+    measure(model, loss_fn, batches, **ALONE | {"layers": True}, store=store)
+    found = measure(frozen(model), loss_fn, batches, **ALONE | {"layers": True}, store=store)
+    assert found.layers["a"].parameters == ("a.weight",)
+
+
+def test_data_of_the_same_loss_make_another_measurement():
+    """A network whose last layer is zero has the loss log C, whatever the data."""
+    store = {}
+    model, loss_fn, batches = case("tanh")
+    nn.init.zeros_(model.b.weight)
+    nn.init.zeros_(model.b.bias)
+    others = [(x + 1.0, y) for x, y in batches]
+    first, second = (measure(model, loss_fn, b, **ALONE | {"layers": True}, store=store) for b in (batches, others))
+    assert first.loss == second.loss
+    assert first.layers.whole.value != second.layers.whole.value
+
+
+def test_sparse_buffers_are_known_again():
+    batches = [(torch.randn(4, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1]))]
+
+    def found(edges):
+        model = nn.Linear(2, 2)
+        model.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+        model.register_buffer("edges", edges.to_sparse())
+        model.register_forward_hook(lambda module, _, output: module.edges @ output)
+        return measure(model, functional.cross_entropy, batches, **ALONE | {"layers": True}, store=store)
+
+    store = {}
+    found(torch.eye(4))
+    assert len(store) == 1
+    found(torch.eye(4))
+    assert len(store) == 1
+    found(torch.ones(4, 4))
+    assert len(store) == 2
+
+
+GARBAGE = [
+    {},
+    [1],
+    3,
+    "text",
+    torch.ones(3),
+    {"kind": "products"},
+    {"result": {"kind": "Unknown"}, "spent": [1.0, 2.0]},
+    {"result": {"kind": "EigenPairs"}, "spent": [1.0, 2.0]},
+    {"result": {"kind": "Estimate", "value": 1.0, "stderr": 0.1}, "spent": [1.0, 2.0]},
+    {"result": {"kind": "LayerwiseResult"}, "spent": []},
+    {"kind": "products", "sketch": torch.ones(16, 1), "answer": torch.ones(2, 2), "gradients": 1.0},
+    {"kind": "products", "sketch": "ab", "answer": None, "gradients": None},
+]
+
+
+def test_what_a_store_has_spoilt_is_done_again():
+    cut, small = Failing(4), {"density": {"num_probes": 2, "num_matvecs": 8}, "eigenvalues": 2, "layers": False}
+    whole = measure(*case("tanh"), **small, store=(done := {}))
+    with pytest.raises(KeyboardInterrupt):
+        measure(*case("tanh"), **small, store=cut)
+    assert any(key.startswith("products-") for key in cut)
+    for entries in (done, dict(cut)):
+        for garbage in GARBAGE:
+            again = measure(*case("tanh"), **small, store=dict.fromkeys(entries, garbage))
+            assert numbers(again) == pytest.approx(numbers(whole))
+
+
+def test_what_is_done_to_results_does_not_reach_the_store():
+    store = {}
+    first = measure(*case("tanh"), **SETTINGS, store=store)
+    expected = first.eigenvalues.vectors.clone()
+    for _ in range(2):
+        found = measure(*case("tanh"), **SETTINGS, store=store)
+        torch.testing.assert_close(found.eigenvalues.vectors, expected, rtol=0, atol=0)
+        found.eigenvalues.vectors.zero_()
+        found.density.weights.zero_()
+        first.eigenvalues.vectors.zero_()
+
+
 def test_more_parts_keep_those_that_are_done():
     store = {}
     measure(*case("tanh"), **ALONE | {"layers": True}, store=store)
@@ -294,6 +379,14 @@ def test_bad_input():
     [
         ({"kind": "Pickle"}, "one of 'Pickle', which is not known here"),
         ({"kind": "Measurement", "loss": 1.0}, "of a Measurement is incomplete"),
+        ({"kind": "EigenPairs", "num_matvecs": 1}, "of a EigenPairs is incomplete"),
+        ({"kind": "Measurement", "loss": "low"}, "has 'low' as its loss"),
+        ({"kind": "Measurement", "trace": {"kind": "Estimate", "value": 1.0, "stderr": 0.0}}, "as its trace"),
+        ({"kind": "LayerwiseResult", "layers": [1]}, "as its layers"),
+        (
+            {"kind": "Measurement", "loss": 1.0, "num_examples": 1, "num_parameters": 1, "spent": {"gap": 3}},
+            "its spent",
+        ),
         ({"kind": "Layout", "shapes": {}}, "not one of a Measurement"),
         ([], "not one of a Measurement"),
     ],

@@ -11,14 +11,14 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, MutableMapping
 
-    from torch import Tensor
-
 _LIMIT = 2**30  # bytes of answers that are kept; products with networks of millions of weights fill disks
 _POSITIONS = 16  # coordinates by which a block is known again
+_LEFT_OUT = {"kind": "left out"}
 
 
 class Journal:
@@ -90,7 +90,7 @@ class Journal:
             result, cost = compute(), 0.0
             self._keep(key, kind, question, result, spent() - before)
         else:
-            result, cost = found["answer"].to(question.device), float(found["gradients"])
+            result, cost = found["answer"].to(question.device, copy=True), float(found["gradients"])
             self.recalled += cost
         self._count(question)
         return result, cost
@@ -104,12 +104,10 @@ class Journal:
     def _recall(self, key: str, kind: str, question: Tensor) -> dict[str, Any] | None:
         if not self._recalling or self._entries is None:
             return None
-        found = self._entries.get(key)
-        sketch = _sketch(question)
-        if found is None or found["kind"] != kind or found["sketch"].shape != sketch.shape:
-            self._recalling = found is not None and found["kind"] == "left out"  # a hole is computed again
+        found: Any = self._entries.get(key)
+        if found == _LEFT_OUT:  # a hole, which is computed again
             return None
-        if not torch.allclose(found["sketch"], sketch, rtol=1e-4, atol=1e-5 * float(sketch.abs().max())):
+        if not _answers(found, kind, question):
             self._recalling = False
             return None
         self._room -= _bytes(found["answer"])
@@ -119,13 +117,13 @@ class Journal:
         if self._entries is None:
             return
         if _bytes(answer) > self._room:
-            self._entries[key] = {"kind": "left out"}
+            self._entries[key] = dict(_LEFT_OUT)
             return
         self._room -= _bytes(answer)
         self._entries[key] = {
             "kind": kind,
             "sketch": _sketch(question),
-            "answer": answer.detach().cpu(),
+            "answer": answer.detach().to("cpu", copy=True),  # which may be its operator's own, and change
             "gradients": gradients,
         }
 
@@ -141,6 +139,18 @@ _CURRENT: ContextVar[Journal | None] = ContextVar("journal", default=None)
 def current() -> Journal | None:
     """Return the journal that is open, if one is."""
     return _CURRENT.get()
+
+
+def _answers(found: Any, kind: str, question: Tensor) -> bool:
+    """Tell whether ``found`` is the answer to a question, and not to another one or something else altogether."""
+    if not isinstance(found, dict) or found.get("kind") != kind:
+        return False
+    kept, answer, sketch = found.get("sketch"), found.get("answer"), _sketch(question)
+    if not (isinstance(kept, Tensor) and isinstance(answer, Tensor) and isinstance(found.get("gradients"), float)):
+        return False
+    if kept.shape != sketch.shape or answer.shape not in (question.shape, question.shape[1:]):
+        return False
+    return torch.allclose(kept.to(sketch), sketch, rtol=1e-4, atol=1e-5 * float(sketch.abs().max()))
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -59,7 +59,7 @@ def held_by(roots: Iterable[Root]) -> Held:
     for node in nodes_behind(roots):
         found += _saved(node)
     tensors = (x for x in found if isinstance(x, Tensor) and not _shows_parameter(x))
-    storages = (part.untyped_storage() for x in tensors for part in _strided_parts(x))
+    storages = (part.untyped_storage() for x in tensors for part in strided_parts(x))
     return Held({s.data_ptr(): s.nbytes() for s in storages}, any(x is _PACKED for x in found))
 
 
@@ -79,7 +79,7 @@ def _shows_parameter(tensor: Tensor) -> bool:
     return isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter)
 
 
-def _strided_parts(tensor: Tensor) -> Iterator[Tensor]:
+def strided_parts(tensor: Tensor) -> Iterator[Tensor]:
     """Yield the tensors whose storages hold the numbers of ``tensor``: itself, or what a sparse or wrapped one has."""
     if tensor.layout == torch.sparse_coo:
         yield from (tensor._indices(), tensor._values())
@@ -87,7 +87,7 @@ def _strided_parts(tensor: Tensor) -> Iterator[Tensor]:
         yield from (getattr(tensor, name)() for name in (*_COMPRESSED[tensor.layout], "values"))
     elif is_traceable_wrapper_subclass(tensor):
         for name in tensor.__tensor_flatten__()[0]:
-            yield from _strided_parts(getattr(tensor, name))
+            yield from strided_parts(getattr(tensor, name))
     elif tensor.layout == torch.strided and not tensor._is_zerotensor():  # the others hide theirs, or have none
         yield tensor
 

@@ -98,7 +98,11 @@ class Measurement:
         found = from_record(record, KINDS)
         if not isinstance(found, Measurement):
             raise DataError("the record is not one of a Measurement. Pass what to_dict returned.")
-        return dataclasses.replace(found, spent={name: Spent(*part) for name, part in found.spent.items()})
+        try:
+            spent = {name: Spent(*map(float, part)) for name, part in found.spent.items()}
+        except (TypeError, ValueError) as error:
+            raise DataError(f"the record has {found.spent!r} as its spent. Was it edited?") from error
+        return dataclasses.replace(found, spent=spent)
 
     def __repr__(self) -> str:
         """Show what was measured in one line."""

@@ -9,15 +9,32 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from flatmin.curvature.batch import tensors_in
 from flatmin.curvature.journal import Journal
+from flatmin.curvature.layerwise import LayerwiseResult
+from flatmin.curvature.memory import strided_parts
+from flatmin.curvature.results import EigenPairs, TraceEstimate
+from flatmin.curvature.spectrum import SpectralDensity
 from flatmin.distributed import local
+from flatmin.errors import DataError
+from flatmin.measures.gap import GapEstimate
 from flatmin.measures.measurement import KINDS, Spent
 from flatmin.measures.records import from_record, to_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
 
+    from torch import Tensor
+
     from flatmin.curvature.operators import Hessian
+
+_RESULTS: dict[str, type] = {
+    "layers": LayerwiseResult,
+    "trace": TraceEstimate,
+    "eigenvalues": EigenPairs,
+    "density": SpectralDensity,
+    "gap": GapEstimate,
+}
 
 
 class Progress(Protocol):
@@ -60,18 +77,17 @@ class Work:
         """Return a part from the store, or do it and keep it.
 
         Args:
-            name: What it is called.
+            name: What it is called, a field of :class:`~flatmin.measures.measurement.Measurement`.
             compute: Does it, given ``settings`` by name.
             settings: What it depends on, beside the weights and the data.
             further: What it depends on as well.
             gradients: What it spends without the Hessian's account knowing.
         """
         key = f"{name}-{self._key(name, settings, further)}"
-        stored = None if self._store is None else self._store.get(key)
-        if stored is not None:
-            self.spent[name] = Spent(*stored["spent"])
+        if (stored := self._stored(name, key)) is not None:
+            result, self.spent[name] = stored
             self._report(name, 1, 1)
-            return from_record(stored["result"], KINDS)
+            return result
         journal = Journal(self._store, f"products-{key}", watch=lambda columns: self._report(name, columns, None))
         before, begin = self._H.gradients, time.perf_counter()
         self._report(name, 0, None)
@@ -85,6 +101,15 @@ class Work:
         self._report(name, max(journal.columns, 1), max(journal.columns, 1))
         return result
 
+    def _stored(self, name: str, key: str) -> tuple[Any, Spent] | None:
+        """Return a part that is kept, and what it took; None where there is none, or something that is no such part."""
+        record: Any = None if self._store is None else self._store.get(key)
+        try:
+            result, spent = from_record(record["result"], KINDS), Spent(*record["spent"])
+        except (AttributeError, DataError, IndexError, KeyError, TypeError, ValueError):
+            return None
+        return (result, spent) if type(result) is _RESULTS[name] else None
+
     def _report(self, part: str, done: int, total: int | None) -> None:
         if self._progress is not None:
             self._progress(part, done, total)
@@ -95,10 +120,19 @@ class Work:
 
 
 def _digest(H: Hessian, loss: float) -> str:
-    """Return what tells one measurement from another: the weights, the buffers, the loss and the number of examples."""
-    digest = hashlib.sha256(f"{loss!r} {H.risk.num_examples}".encode())
+    """Return what tells one measurement from another: loss, trainable parameters, weights, buffers and data."""
+    digest = hashlib.sha256(f"{loss!r} {list(H.layout.shapes)}".encode())
     for name, tensor in H.risk.model.state_dict(keep_vars=True).items():
-        values = local(tensor.detach()).contiguous().cpu()
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+        _add(digest, name, tensor)
+    with H.risk.aside():
+        for batch in H.risk.read():
+            for tensor in tensors_in(batch.content):
+                _add(digest, f"batch {batch.index}", tensor)
     return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
+    for part in strided_parts(local(tensor.detach())):
+        values = part.contiguous().cpu()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)

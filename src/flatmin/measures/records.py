@@ -35,7 +35,7 @@ def to_record(value: Any, *, json: bool = False) -> Any:
         named = {f.name: getattr(value, f.name) for f in fields(value) if not (json and f.name in _LEFT_OUT)}
         return {_KIND: type(value).__name__, **{name: to_record(item, json=json) for name, item in named.items()}}
     if isinstance(value, Tensor):
-        return to_record(value.tolist(), json=True) if json else value.detach().cpu()
+        return to_record(value.tolist(), json=True) if json else value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
         return {key: to_record(item, json=json) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -56,7 +56,7 @@ def from_record(record: Any, kinds: Mapping[str, type]) -> Any:
         kinds: The classes that may occur, by name.
 
     Raises:
-        DataError: It names another class, or lacks a field.
+        DataError: It names another class, lacks a field, or has something else in one.
     """
     if isinstance(record, Mapping) and _KIND in record:
         kind = kinds.get(record[_KIND])
@@ -66,8 +66,14 @@ def from_record(record: Any, kinds: Mapping[str, type]) -> Any:
                 "it written by another version of flatmin?"
             )
         named = {f.name: _field(record[f.name], str(f.type), kinds) for f in fields(kind) if f.name in record}
+        wrong = [f.name for f in fields(kind) if f.name in named and not _fits(named[f.name], str(f.type), kinds)]
+        if wrong:
+            raise DataError(
+                f"the record of a {record[_KIND]} has {named[wrong[0]]!r} as its {wrong[0]}. Was it edited, or written "
+                "by another version of flatmin?"
+            )
         if "vectors" in {f.name for f in fields(kind)}:
-            named.setdefault("vectors", torch.zeros(0, len(named["values"])))
+            named.setdefault("vectors", torch.zeros(0, len(named.get("values", ()))))
         try:
             return kind(**named)
         except TypeError as error:
@@ -75,6 +81,8 @@ def from_record(record: Any, kinds: Mapping[str, type]) -> Any:
                 f"the record of a {record[_KIND]} is incomplete ({error}). Was it edited, or written by another "
                 "version of flatmin?"
             ) from error
+    if isinstance(record, Tensor):
+        return record.clone()  # whatever is done to it, the record stays
     if isinstance(record, Mapping):
         return {key: from_record(item, kinds) for key, item in record.items()}
     return [from_record(item, kinds) for item in record] if isinstance(record, list) else record
@@ -92,6 +100,20 @@ def _field(value: Any, annotation: str, kinds: Mapping[str, type]) -> Any:
         value = _numbers(value)
     value = from_record(value, kinds)
     return tuple(value) if annotation.startswith("tuple") and isinstance(value, list) else value
+
+
+_PLAIN = {"float": (int, float), "int": int, "str": str, "bool": bool, "None": type(None), "Tensor": Tensor}
+
+
+def _fits(value: Any, annotation: str, kinds: Mapping[str, type]) -> bool:
+    """Tell whether a field that is declared as ``annotation`` may hold ``value``."""
+    if annotation.startswith("tuple["):
+        item = annotation.removeprefix("tuple[").split(",")[0]
+        return isinstance(value, tuple) and all(_fits(each, item, kinds) for each in value)
+    if annotation.startswith("Mapping["):
+        return isinstance(value, Mapping)
+    known = {**_PLAIN, **kinds}
+    return annotation == "Any" or any(isinstance(value, known.get(kind, ())) for kind in annotation.split(" | "))
 
 
 def _numbers(value: Any) -> Any:
