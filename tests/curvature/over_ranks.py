@@ -14,8 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from curvature_cases import data, mlp
 from flatmin.curvature import Hessian, top_eigenvalues, trace
-from flatmin.curvature.operators import GGN, EmpiricalFisher, FunctionalHessian
-from flatmin.curvature.operators.forward_only import ForwardOnlyGGN, ForwardOnlyHessian
+from flatmin.curvature.operators import GGN, EmpiricalFisher, ForwardOnlyGGN, ForwardOnlyHessian, FunctionalHessian
 from flatmin.curvature.ranks import DataOverRanks, VectorsOverRanks
 from flatmin.errors import ArgumentTypeError, NonFiniteError, RankError
 from flatmin.measures import perturbation_gap

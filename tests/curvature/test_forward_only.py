@@ -9,8 +9,13 @@ from torch.nn import functional
 
 from curvature_cases import CASES, case, data, dense_hessian, everything, mlp
 from flatmin.curvature import Hessian, top_eigenvalues
-from flatmin.curvature.operators import GGN
-from flatmin.curvature.operators.forward_only import ForwardOnlyGGN, ForwardOnlyHessian
+from flatmin.curvature.operators import (
+    GGN,
+    ForwardOnlyFunctional,
+    ForwardOnlyGGN,
+    ForwardOnlyHessian,
+    FunctionalHessian,
+)
 from flatmin.curvature.operators.step_control import choose_step
 from flatmin.curvature.trace import trace
 from flatmin.errors import ArgumentError, ArgumentTypeError, DataError, NonFiniteError
@@ -44,6 +49,34 @@ def test_gauss_newton(name):
     block = signs(GGN(*case(name)).shape[0], 3)
     expected = forms(GGN(*case(name)), block)
     torch.testing.assert_close(ForwardOnlyGGN(*case(name)).quadratic_forms(block), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [n for n in SMOOTH if n != "constant gradient"])
+def test_functional(name):
+    R = FunctionalHessian(*case(name))
+    block = signs(R.shape[0], 3)
+    scale = forms(Hessian(*case(name)), block).abs().max()
+    forward_only = R.forward_only()
+    assert isinstance(forward_only, ForwardOnlyFunctional)
+    assert (forward_only.quadratic_forms(block) - forms(R, block)).abs().max() < 1e-5 * scale
+
+
+def test_the_parts_add_up_to_the_whole_at_one_step():
+    args = case("tanh")
+    block = signs(Hessian(*args).shape[0], 3)
+    found = [kind(*args, step=1e-3).quadratic_forms(block) for kind in (ForwardOnlyGGN, ForwardOnlyFunctional)]
+    torch.testing.assert_close(found[0] + found[1], ForwardOnlyHessian(*args, step=1e-3).quadratic_forms(block))
+
+
+@pytest.mark.parametrize("kind", [Hessian, ForwardOnlyHessian])
+def test_columns_that_lie_apart_in_memory(kind):
+    A = kind(*case("tanh"))
+    block = signs(A.shape[0], 3)
+    apart, together = block.clone(), block.T.contiguous().T
+    assert not apart[:, 0].is_contiguous()
+    torch.testing.assert_close(A.quadratic_forms(apart), A.quadratic_forms(together), rtol=1e-14, atol=0)
+    if kind is Hessian:
+        assert torch.equal(A @ apart, A @ together)
 
 
 @pytest.mark.parametrize("name", ["tanh", "ragged", "regression", "conv, batch-norm, dropout", "mappings"])

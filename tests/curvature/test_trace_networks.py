@@ -133,6 +133,46 @@ def test_forward_passes_alone(smooth):
     assert trace(F, 60, method="forward", seed=3).value == pytest.approx(by_passes.value, rel=1e-9)
 
 
+def test_a_hundred_classes_are_taken_exactly_where_nothing_else_is_asked():
+    problem = perceptron(nn.ReLU, width=12, classes=100)
+    estimate = trace(Hessian(*problem), 100)
+    assert (estimate.method, estimate.stderr, estimate.num_matvecs) == ("exact", 0.0, 99)
+    assert estimate.value == pytest.approx(float(dense_hessian(*problem).trace()), rel=1e-9)
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("k", [0, 2])
+def test_of_many_classes_the_gauss_newton_part_is_sampled(activation, k):
+    problem = perceptron(activation, width=8, classes=400)
+    matrix = dense_hessian(*problem)
+    estimate = trace(Hessian(*problem), rtol=0.01, k=k, seed=1)
+    assert estimate.converged
+    assert abs(estimate.value - float(matrix.trace())) < 4 * estimate.stderr
+    assert 0 < estimate.stderr <= 0.01 * estimate.value
+    if activation is nn.ReLU:
+        assert (estimate.method, estimate.samples) == ("ggn", None)
+    else:
+        assert estimate.method == "control variate"
+        assert "the Gauss-Newton part is expected to cost 16 gradients" in estimate.reason
+    if k:
+        largest = torch.linalg.eigvalsh(matrix).abs().sort(descending=True).values[:k]
+        torch.testing.assert_close(estimate.eigenvalues.values.abs(), largest, rtol=1e-3, atol=0)
+
+
+def test_what_the_exact_part_leaves_by_forward_passes(smooth):
+    H = Hessian(*case("tied"))
+    rest = Remainder(H, ggn_trace(H))
+    block = torch.eye(rest.shape[0], dtype=H.dtype)
+    torch.testing.assert_close(rest.forward_only().quadratic_forms(block), (rest @ block).diagonal(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(rest.quadratic_forms(block), (rest @ block).diagonal())
+    (model, loss_fn, batches), truth = smooth
+    estimate = trace(Hessian(model, loss_fn, batches), rtol=0.03, seed=1)
+    assert estimate.method == "control variate"
+    assert "forward passes agree with products" in estimate.reason
+    assert estimate.converged
+    assert abs(estimate.value - truth) < 4 * estimate.stderr
+
+
 @pytest.mark.parametrize("n", [2, 3, 5, 8, 12, 20, 40])
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
 def test_no_more_is_spent_than_the_products_would_cost(n, activation):

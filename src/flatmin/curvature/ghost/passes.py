@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,18 +15,26 @@ if TYPE_CHECKING:
 
 
 _COEFFICIENTS = 2**22  # as many are made at once
+_SAMPLE = 64  # passes, of which a column that carries more than two shares is not left to chance
+
+
+class Limits(NamedTuple):
+    """The most backward passes for one batch, in all and where every column has its own."""
+
+    passes: int
+    exact: int
 
 
 class Passes:
     """The columns of a batch's output curvature, dealt out into backward passes.
 
     Pass k takes the k-th heaviest column of every example: examples do not mix, so one pass serves all. Columns that do
-    not fit into ``max_passes`` are sampled: a sum of all of them with independent random signs has, in expectation, the
+    not fit into the limit are sampled: a sum of all of them with independent random signs has, in expectation, the
     sum of their squared norms. Positive and negative columns are summed apart.
 
     Args:
         curvature: The columns.
-        max_passes: How many passes there may be.
+        limits: How many passes there may be.
 
     Attributes:
         head: The number of passes that take one column each.
@@ -34,17 +42,18 @@ class Passes:
         sample: Passes for one sample of the rest.
     """
 
-    def __init__(self, curvature: OutputCurvature, max_passes: int) -> None:
+    def __init__(self, curvature: OutputCurvature, limits: Limits) -> None:
         self._curvature = curvature
         mass = curvature.mass.abs()
-        width = min(mass.shape[1], max_passes + 1)
+        width = min(mass.shape[1], limits.passes + 1)
         heaviest, self._order = mass.topk(width, dim=1)
         total = mass.sum(dtype=torch.float64)
         shares = heaviest.sum(0, dtype=torch.float64) / total.clamp(min=1e-300)
         needed = int((shares > torch.finfo(curvature.dtype).eps / width).sum())
-        self.exact = needed <= max_passes
+        self.exact = needed <= limits.exact
         # A column is worth a pass of its own if it carries more than its share of them.
-        self.head = needed if self.exact else min(int((shares > 2 / max_passes).sum()), max(0, max_passes - 4))
+        heavy = int((shares > 2 / min(limits.passes, _SAMPLE)).sum())
+        self.head = needed if self.exact else min(heavy, max(0, limits.passes - 4))
         rest = curvature.mass.scatter(1, self._order[:, : self.head], 0.0)
         self._tails = [] if self.exact else [(s, t) for s in (1.0, -1.0) if (t := rest * s > 0).any()]
         self.sample = len(self._tails)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from flatmin.curvature.ghost.passes import Limits
     from flatmin.curvature.risk import BatchLoss, EmpiricalRisk
     from flatmin.streams import Stream
 
@@ -40,13 +41,13 @@ class Run:
 
     Args:
         risk: The risk.
-        max_passes: The most backward passes for one batch.
+        limits: The most backward passes for one batch.
         rtol: Relative standard error at which sampling stops.
         stream: Where random numbers come from.
     """
 
-    def __init__(self, risk: EmpiricalRisk, max_passes: int, rtol: float, stream: Stream) -> None:
-        self._risk, self._max_passes, self._rtol, self._stream = risk, max_passes, rtol, stream
+    def __init__(self, risk: EmpiricalRisk, limits: Limits, rtol: float, stream: Stream) -> None:
+        self._risk, self._limits, self._rtol, self._stream = risk, limits, rtol, stream
         self._structure: Structure | None = None
         self._explored = 0  # examples that it was found on
         self._uncovered: dict[str, str] = {}  # the reason of each
@@ -88,7 +89,7 @@ class Run:
             shape.reached - set(ghost.covered),
             "there is no form of its gradients: an operation that is not known, or one on it before it meets data",
         )
-        passes = Passes(OutputCurvature(part.loss, outputs, self._stream.child(0, index)), self._max_passes)
+        passes = Passes(OutputCurvature(part.loss, outputs, self._stream.child(0, index)), self._limits)
         together = max(1, min(_TOGETHER, budget // max(1, ghost.bytes_each())))
         traces = self._heads(ghost, passes, together) * part.size
         spent = passes.head
@@ -116,7 +117,7 @@ class Run:
 
     def _tail(self, ghost: Ghost, passes: Passes, part: BatchLoss, head: Tensor) -> Tensor:
         """Return independent samples (samples, parameters, examples) of what the other columns add."""
-        limit = max(2, (self._max_passes - passes.head) // passes.sample)
+        limit = max(2, (self._limits.passes - passes.head) // passes.sample)
         wanted, samples = min(limit, 1 + math.ceil(_PILOT / part.size)), []
         while len(samples) < wanted:
             drawn = passes.tail(self._stream.child(1, part.index, len(samples)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flatmin.checks import positive, whole
+from flatmin.curvature.ghost.passes import Limits
 from flatmin.curvature.ghost.run import Run
 from flatmin.streams import Stream
 
@@ -13,8 +14,15 @@ if TYPE_CHECKING:
     from flatmin.curvature.operators.risk_operator import RiskOperator
 
 
-def ggn_trace(operator: RiskOperator, *, max_passes: int = 64, rtol: float = 0.01, seed: int = 0) -> GGNTrace:
-    r"""Return the trace of the GGN, exact wherever ``max_passes`` suffice.
+def ggn_trace(
+    operator: RiskOperator,
+    *,
+    max_passes: int = 64,
+    max_exact: int | None = None,
+    rtol: float = 0.01,
+    seed: int = 0,
+) -> GGNTrace:
+    r"""Return the trace of the GGN, exact wherever ``max_exact`` passes suffice.
 
     .. math:: \operatorname{tr} G = \frac1N \sum_n \sum_k \pm \lVert J_n^\top s_{nk} \rVert^2,
         \qquad \nabla_z^2 \ell_n = \sum_k \pm s_{nk} s_{nk}^\top
@@ -32,6 +40,8 @@ def ggn_trace(operator: RiskOperator, *, max_passes: int = 64, rtol: float = 0.0
     Args:
         operator: Any operator on the risk in question; the risk alone is used.
         max_passes: The most backward passes for one batch.
+        max_exact: The most columns that are all taken; with more, the lighter ones are sampled. Default:
+            ``max_passes``. A sample of N examples takes about 10 / (N rtol²) passes, or two.
         rtol: Relative standard error at which sampling stops before ``max_passes``.
         seed: Seed of the sample.
 
@@ -40,7 +50,7 @@ def ggn_trace(operator: RiskOperator, *, max_passes: int = 64, rtol: float = 0.0
         told apart.
 
     Raises:
-        ArgumentError: ``max_passes`` is below 4, or ``rtol`` not positive.
+        ArgumentError: ``max_passes`` is below 4, ``max_exact`` below 0, or ``rtol`` not positive.
 
     Example:
         >>> import torch
@@ -54,10 +64,13 @@ def ggn_trace(operator: RiskOperator, *, max_passes: int = 64, rtol: float = 0.0
         >>> torch.testing.assert_close(t.value, float(G.trace()), rtol=1e-5, atol=0)
     """
     whole("max_passes", max_passes, minimum=4, hint="A head and a sample of two need at least four.")
+    if max_exact is not None:
+        whole("max_exact", max_exact, minimum=0, hint="It counts the columns that are all taken, not sampled.")
     positive("rtol", rtol, hint="It is the relative standard error at which sampling may stop, such as 0.01.")
     risk = operator.risk
     before = risk.gradients
-    run = Run(risk, max_passes, rtol, Stream(seed))
+    exact = max_passes if max_exact is None else min(max_exact, max_passes)
+    run = Run(risk, Limits(max_passes, exact), rtol, Stream(seed))
     with risk.observed(differentiable=True):
         risk.check_weights()
         run.read()

@@ -3,7 +3,8 @@
 from flatmin.curvature.operators.algebra import Block, Projection, Sum
 from flatmin.curvature.operators.base import Operator
 from flatmin.curvature.operators.differences import FiniteDifferenceHessian
-from flatmin.curvature.operators.forward_only import ForwardOnlyGGN, ForwardOnlyHessian
+from flatmin.curvature.operators.forward_only import ForwardOnlyHessian
+from flatmin.curvature.operators.forward_parts import ForwardOnlyFunctional, ForwardOnlyGGN
 from flatmin.curvature.operators.hessian import FunctionalHessian, Hessian
 from flatmin.curvature.operators.outer import GGN, EmpiricalFisher
 from flatmin.curvature.operators.protocol import LinearOperator, dimension
@@ -14,6 +15,7 @@ __all__ = [
     "Block",
     "EmpiricalFisher",
     "FiniteDifferenceHessian",
+    "ForwardOnlyFunctional",
     "ForwardOnlyGGN",
     "ForwardOnlyHessian",
     "FunctionalHessian",

@@ -96,9 +96,12 @@ class Operator(ABC):
             return self.layout.split(self @ self.layout.flatten(vector))
         self._check(vector)
         with torch.inference_mode(mode=False):
-            columns = vector.detach().to(self.device, self.dtype, copy=vector.is_inference())
-            columns = columns.reshape(self.shape[0], -1)
-            return self._multiply(columns).reshape(vector.shape)
+            return self._multiply(self._columns(vector)).reshape(vector.shape)
+
+    def _columns(self, vector: Tensor) -> Tensor:
+        """Return ``vector`` as a block (d, m), each column in one piece: passes read one at a time, again and again."""
+        columns = vector.detach().to(self.device, self.dtype, copy=vector.is_inference())
+        return columns.reshape(self.shape[0], -1).T.contiguous().T
 
     def _check(self, vector: Any) -> None:
         name, d = type(self).__name__, self.shape[0]

@@ -130,7 +130,7 @@ class ForwardOnlyHessian(RiskOperator):
             NonFiniteError: Outputs or loss are NaN or infinite at displaced weights.
         """
         self._check(block)
-        columns = self.risk.moving(block.detach().to(self.device, self.dtype).reshape(self.shape[0], -1))
+        columns = self.risk.moving(self._columns(block))
         with self.risk.observed():
             self.risk.check_weights()
             totals = sum_over_ranks(lambda: self._totals(columns), self.risk.groups)
@@ -213,38 +213,3 @@ class ForwardOnlyHessian(RiskOperator):
         )
 
     _multiply = _prepare = _push = _difference = _refuse
-
-
-class ForwardOnlyGGN(ForwardOnlyHessian):
-    r"""The Gauss-Newton matrix's quadratic forms from forward passes alone; it has no products.
-
-    .. math:: v^\top G v \approx \frac1N \sum_n \Big(\frac{z_+ - z_-}{2h}\Big)^{\!\top} \nabla_z^2 \ell_n
-        \Big(\frac{z_+ - z_-}{2h}\Big)
-
-    First differences of the outputs bear smaller steps than second ones, and kinks in the network disturb them less.
-    See :class:`ForwardOnlyHessian` for all else.
-
-    Raises:
-        ArgumentTypeError: A product is asked for, or the loss is no function of the outputs.
-
-    Example:
-        >>> model = torch.nn.Linear(2, 1, bias=False).double()
-        >>> batches = [(torch.tensor([[1.0, 2.0]]).double(), torch.zeros(1, 1).double())]
-        >>> ForwardOnlyGGN(model, torch.nn.functional.mse_loss, batches).quadratic_forms(torch.eye(2).double())
-        tensor([2.0000, 8.0000], dtype=torch.float64)
-    """
-
-    _ROUNDING = 1
-    _WHAT = "first differences"
-    _WITH_PRODUCTS = "GGN"
-
-    def _combine(self, parts: Parts) -> Tensor:
-        return parts.outer
-
-    def _look_at(self, centre: Centre) -> None:
-        if centre.is_loss:
-            raise ArgumentTypeError(
-                "the loss cannot be told from the network: the model returns it, or it is made of more than the "
-                "model's outputs, so its Gauss-Newton matrix is not known. Let loss_fn make the loss from the outputs "
-                "(logits) alone."
-            )

@@ -10,6 +10,8 @@ from torch.autograd.graph import get_gradient_edge
 
 from flatmin.curvature.cut import outputs_of
 from flatmin.curvature.operators.duals import tangents, without_tangents
+from flatmin.curvature.operators.forward_only import ForwardOnlyHessian
+from flatmin.curvature.operators.forward_parts import ForwardOnlyFunctional
 from flatmin.curvature.operators.risk_operator import RiskOperator
 from flatmin.curvature.operators.routes import NoSecondDerivativeError
 from flatmin.curvature.operators.steps import halved
@@ -51,6 +53,10 @@ class Hessian(RiskOperator):
         >>> H @ {"weight": torch.tensor([[1.0, 0.0]])}
         {'weight': tensor([[2., 4.]])}
     """
+
+    def forward_only(self) -> ForwardOnlyHessian:
+        """Return the operator that gives the same quadratic forms, up to differences, by forward passes alone."""
+        return self.related(ForwardOnlyHessian)
 
     def _prepare(self, part: BatchLoss) -> Product:
         return _ReverseOverReverse(self._loss(part), self.risk.parameters)
@@ -104,6 +110,10 @@ class FunctionalHessian(Hessian):
     """
 
     _DIFFERENCE = 3.0  # a gradient for the slopes, and two
+
+    def forward_only(self) -> ForwardOnlyFunctional:
+        """Return the operator that gives the same quadratic forms, up to differences, by forward passes alone."""
+        return self.related(ForwardOnlyFunctional)
 
     def _loss(self, part: BatchLoss) -> Tensor:
         return _linear(part, _slopes(part))

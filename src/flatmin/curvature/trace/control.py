@@ -8,6 +8,7 @@ r"""The Gauss-Newton part of a Hessian's trace from gradients alone, and probes 
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +18,7 @@ from flatmin.curvature.counted import Counted
 from flatmin.curvature.cut import cut
 from flatmin.curvature.ghost import GGNTrace, ggn_trace, linearity
 from flatmin.curvature.ghost.outputs import OutputCurvature
-from flatmin.curvature.ghost.passes import Passes
+from flatmin.curvature.ghost.passes import Limits, Passes
 from flatmin.curvature.operators.hessian import FunctionalHessian, Hessian
 from flatmin.curvature.trace.hutchinson import all_columns, hutchinson
 from flatmin.curvature.trace.plan import FEW, LEAST, by_pilot, first_probes
@@ -33,11 +34,12 @@ if TYPE_CHECKING:
     from flatmin.curvature.trace.setup import Setup
 
 MAX_PASSES = 64
-_SHARE = 0.5  # of the tolerance, for the Gauss-Newton part where it is sampled itself
+_USUAL = 24  # passes that a sample usually takes
+_SHARE = 2 / 3  # of the tolerance and of the budget, for the Gauss-Newton part where it is sampled itself
 _NAME = "control variate"
 
 
-def control(setup: Setup, reason: str = "") -> TraceEstimate:
+def control(setup: Setup, reason: str = "", seen: Outlook | None = None) -> TraceEstimate:
     r"""Return tr GGN plus an estimate of tr (H - GGN).
 
     .. math:: \operatorname{tr} H = \operatorname{tr} G + \operatorname{tr} (H - G)
@@ -50,6 +52,11 @@ def control(setup: Setup, reason: str = "") -> TraceEstimate:
 
     ``num_matvecs`` bounds the products with H - G.
 
+    Args:
+        setup: What is asked for.
+        reason: Why it came to this.
+        seen: What the first batch told, if it was looked at.
+
     Raises:
         ArgumentTypeError: The operator is not a :class:`Hessian`.
     """
@@ -59,7 +66,10 @@ def control(setup: Setup, reason: str = "") -> TraceEstimate:
             f"method is 'control', but the operator is a {type(H).__name__}, of which no Gauss-Newton part is known. "
             "It works for Hessian(model, loss_fn, batches); others take 'deflated'."
         )
-    found = ggn_trace(H, max_passes=MAX_PASSES, rtol=_SHARE * setup.goal.rtol or 0.005, seed=setup.probes.seed)
+    most = MAX_PASSES if seen is None else _most_passes(setup, seen)
+    exact = MAX_PASSES if setup.goal.asked else most  # a sample may do with fewer
+    rtol = _SHARE * setup.goal.rtol or 0.005
+    found = ggn_trace(H, max_passes=most, max_exact=exact, rtol=rtol, seed=setup.probes.seed)
     why = [reason] if reason else []
     if not found.curved and not found.uncovered:
         why.append("the network is piecewise linear in every parameter, so the Hessian's trace is the Gauss-Newton's")
@@ -81,7 +91,17 @@ def control(setup: Setup, reason: str = "") -> TraceEstimate:
             return replace(result, method=_NAME, reason="; ".join([*why, result.reason]))
         if rest.left < LEAST:
             return hutchinson(rest, method=_NAME, reason="; ".join(why))
-        return replace(by_pilot(rest, first_probes(rest), "; ".join(why)), method=_NAME, eigenvalues=None)
+        by_forward_passes = setup.limit is not None  # where gradients are counted: they cost less than a product
+        found_by = by_pilot(rest, first_probes(rest), "; ".join(why), differences=by_forward_passes)
+        return replace(found_by, method=_NAME, eigenvalues=None)
+
+
+def _most_passes(setup: Setup, seen: Outlook) -> int:
+    """Return how many backward passes the budget bears: a share of it where probes have to follow."""
+    if seen.exact or setup.limit is None:
+        return MAX_PASSES
+    share = _SHARE if seen.curved else 1.0
+    return max(4, int((3 * share * (setup.limit - setup.spent) - 1) / 2))
 
 
 class Remainder:
@@ -100,19 +120,35 @@ class Remainder:
         d = sum(place.stop - place.start for _, places in self._parts for place in places)
         self.shape, self.dtype, self.device, self._whole = (d, d), H.dtype, H.device, H.shape[0]
 
+    def forward_only(self) -> Remainder:
+        """Return what gives the same quadratic forms by forward passes alone."""
+        other = copy(self)
+        other._parts = [(operator.forward_only(), places) for operator, places in self._parts]
+        return other
+
+    def quadratic_forms(self, block: Tensor) -> Tensor:
+        """Return x'Ax for every column x of a block (d, m)."""
+        forms = [operator.quadratic_forms(whole) for operator, _, whole in self._spread(block)]
+        return torch.stack(forms).sum(0)
+
     def __matmul__(self, block: Tensor) -> Tensor:
         """Return the product with a block (d, m)."""
         images: list[Tensor] = []
+        for operator, places, whole in self._spread(block):
+            image = operator @ whole
+            images += [image[place] for place in places]
+        return torch.cat(images)
+
+    def _spread(self, block: Tensor) -> Iterator[tuple[Hessian, list[slice], Tensor]]:
+        """Yield each part, where its parameters stand, and a block (d, m) as vectors over all of them."""
         start = 0
         for operator, places in self._parts:
-            whole = block.new_zeros(self._whole, block.shape[1])
+            whole = block.new_zeros(block.shape[1], self._whole).T
             for place in places:
                 stop = start + place.stop - place.start
                 whole[place] = block[start:stop]
                 start = stop
-            image = operator @ whole
-            images += [image[place] for place in places]
-        return torch.cat(images)
+            yield operator, places, whole
 
     @property
     def gradients(self) -> float:
@@ -137,7 +173,7 @@ class Outlook(NamedTuple):
     """What the first batch tells of the Gauss-Newton part.
 
     Attributes:
-        price: Gradients that its trace would cost.
+        price: Gradients that its trace would cost; where it is sampled, what that usually costs.
         exact: Whether it would be exact.
         curved: Whether something would be left of the Hessian.
     """
@@ -158,9 +194,9 @@ def outlook(H: Hessian) -> Outlook | None:
             return None
         outputs = cut(part.output, part.loss)
         try:
-            passes = Passes(OutputCurvature(part.loss, outputs, Stream(0)), MAX_PASSES)
+            passes = Passes(OutputCurvature(part.loss, outputs, Stream(0)), Limits(MAX_PASSES, MAX_PASSES))
         except DataError:
             return None
         shape = linearity(outputs, risk.parameters)
-    count = passes.head if passes.exact else MAX_PASSES
+    count = passes.head if passes.exact else _USUAL
     return Outlook((1 + 2 * count) / 3, passes.exact, bool(shape.curved))

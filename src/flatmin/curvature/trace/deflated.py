@@ -79,7 +79,8 @@ def by_deflation(
     pairs = eigenpairs(space, setup.k, converged=settled) if setup.k else known_eigenpairs(space, tol=_TOL)
     eigenvalues = pairs if len(pairs) else None
     if setup.goal.asked and setup.rank is None and setup.A.d <= min(setup.left, setup.expected(samples)):
-        return replace(all_columns(setup), eigenvalues=eigenvalues)
+        whole = all_columns(setup)
+        return replace(whole, reason="; ".join([*why, whole.reason]), eigenvalues=eigenvalues)
     found: Samples | float = samples.offset
     converged = True
     if space.size < setup.A.d:

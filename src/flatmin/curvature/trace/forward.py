@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from flatmin.curvature.counted import Counted
 from flatmin.curvature.operators.forward_only import ForwardOnlyHessian
-from flatmin.curvature.operators.hessian import Hessian
 from flatmin.curvature.trace.hutchinson import hutchinson
 from flatmin.curvature.trace.sampling import Drawn, Samples, cautious
 from flatmin.errors import ArgumentTypeError, FlatminError
@@ -34,17 +33,23 @@ def forward(setup: Setup) -> TraceEstimate:
     H = setup.A.operator
     if isinstance(H, ForwardOnlyHessian):
         return _with_error(hutchinson(setup, method="forward"), H)
-    if type(H) is not Hessian:
+    F = _by_forward_passes(H)
+    if F is None:
         raise ArgumentTypeError(
             f"method is 'forward', but the operator is a {type(H).__name__}, whose quadratic forms no forward passes "
             "give. It works for Hessian(model, loss_fn, batches)."
         )
-    F = H.related(ForwardOnlyHessian)
     A = Counted(F)
     return _with_error(hutchinson(replace(setup, A=A, accounts=[*setup.accounts, A]), method="forward"), F)
 
 
-def _with_error(result: TraceEstimate, F: ForwardOnlyHessian) -> TraceEstimate:
+def _by_forward_passes(operator: Any) -> Any:
+    """Return the operator whose forms are differences of outputs; None if there is none."""
+    way = getattr(operator, "forward_only", None)
+    return None if way is None else way()
+
+
+def _with_error(result: TraceEstimate, F: Any) -> TraceEstimate:
     told = "" if F.error is None else f"forms by differences, with an estimated relative error of {F.error:.1g}"
     return replace(result, reason=told)
 
@@ -63,29 +68,37 @@ class Differences:
         setup: What is asked for.
         pilot: The probes that have both.
         A: The operator whose forms are differences.
+
+    Attributes:
+        plain: Samples of the whole trace that begin with the pilot's.
+
+    Raises:
+        FlatminError: Differences cannot be had.
     """
 
     def __init__(self, setup: Setup, pilot: Pilot, A: Counted) -> None:
         self._setup, self._pilot, self._A = setup, pilot, A
+        self.plain = self(pilot.plain(), setup.A.d, lambda _: None)
 
     @classmethod
     def tried(cls, setup: Setup, pilot: Pilot) -> Differences | None:
         """Return them if their error is known well enough, and make them the price of a sample."""
-        H = setup.A.operator
-        if not isinstance(H, Hessian):
+        operator = _by_forward_passes(setup.A.operator)
+        if operator is None:
             return None
-        A = Counted(H.related(ForwardOnlyHessian))
+        A = Counted(operator)
         setup.accounts = [*setup.accounts, A]
-        differences = cls(setup, pilot, A)
         plain = pilot.plain()
         try:
-            samples = differences(plain, setup.A.d, lambda _: None)
+            differences = cls(setup, pilot, A)
         except FlatminError:
             return None
+        samples = differences.plain
         price = _PRICE / setup.price
         few = len(plain.forms) + setup.left / price
         to_come = setup.goal.tolerance(plain.value) if setup.goal.asked else math.sqrt(plain.expected_variance() / few)
-        if cautious(samples.offset_stderr, len(plain.forms)) > _SHARE * to_come:
+        own = math.sqrt(max(0.0, samples.offset_stderr**2 - plain.offset_stderr**2))
+        if cautious(own, len(plain.forms)) > _SHARE * to_come:
             return None
         setup.sample_price = price
         return differences

@@ -35,16 +35,18 @@ def by_pilot(setup: Setup, pilot: Pilot, reason: str = "", *, differences: bool 
     """
     samples, goal = pilot.plain(), setup.goal
     why = [reason] if reason else []
-    expected = setup.expected(samples)
-    few = goal.asked and expected <= FEW
+    few = goal.asked and setup.expected(samples) <= FEW
     cheaper = Differences.tried(setup, pilot) if differences and not few and setup.left >= FEW else None
     if cheaper is not None:
+        samples = cheaper.plain
         why.append("quadratic forms by forward passes agree with products, at a third of their price")
+        few = goal.asked and setup.expected(samples) <= FEW
     if setup.k or not (few or asymmetric(pilot.across)):
         return by_deflation(setup, pilot, why, cheaper)
     if few:
-        why.append(f"about {max(expected, 0):.0f} more plain probes are expected to do")
+        more = max(setup.expected(samples), 0) / setup.sample_price
+        why.append(f"about {more:.0f} more plain probes are expected to do")
     else:
         why.append("the operator is not symmetric, which plain probes do not ask for")
-    converged = samples.run(goal, most=len(samples.forms) + setup.left, width=setup.width)
+    converged = samples.run(goal, most=len(samples.forms) + setup.samples_left, width=setup.width)
     return setup.estimate(samples, converged=converged, method="hutchinson", reason="; ".join(why))
