@@ -60,6 +60,6 @@ def test_tensors_are_found_in_containers():
     ],
 )
 def test_messages(output, loss, error, message):
-    part = BatchLoss(loss, 1, output, None, 0, RandomState.capture())
+    part = BatchLoss(None, 1, 0, RandomState.capture(), loss, output)
     with pytest.raises(error, match=message):
         outputs_of(part)

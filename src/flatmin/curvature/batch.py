@@ -33,24 +33,16 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class BatchLoss:
+class BatchLoss(Batch):
     """One batch, evaluated.
 
     Attributes:
         loss: Its mean loss, 0-dim, with its graph where one is recorded.
-        size: The number of its examples.
         output: What the model returned, with its graph likewise.
-        batch: The batch, on the device of the model.
-        index: Its place in the data.
-        start: The random states that it was evaluated from.
     """
 
     loss: Tensor
-    size: int
     output: Any
-    batch: Any
-    index: int
-    start: RandomState
 
 
 def check_depends(loss: Tensor) -> None:

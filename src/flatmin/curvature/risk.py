@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from flatmin.checks import choice
 from flatmin.curvature.batch import Batch, BatchLoss, num_examples
-from flatmin.curvature.batch import check_depends as check_depends  # noqa: PLC0414 (asked for here)
 from flatmin.curvature.data import (
     Forward,
     LossFunction,
@@ -161,7 +160,7 @@ class EmpiricalRisk:
         value = float(loss.detach())
         if finite and value - value != 0.0:
             raise NonFiniteError(f"the loss of batch {item.index} is {value}. {self._blame()}")
-        return BatchLoss(loss, item.size, output, item.content, item.index, item.start)
+        return BatchLoss(item.content, item.size, item.index, item.start, loss, output)
 
     def mean(self, *, finite: bool = True) -> float:
         """Return f(W), summed over batches and ranks in float64; errors as in :meth:`losses`."""
@@ -177,11 +176,11 @@ class EmpiricalRisk:
     def output(self, part: BatchLoss) -> Any:
         """Return what the model makes of the batch of ``part`` at its present weights, from the same random states."""
         part.start.restore()
-        return self._forward.output(part.batch)
+        return self._forward.output(part.content)
 
     def loss(self, output: Any, part: BatchLoss) -> Tensor:
         """Return the loss of ``output`` for the batch of ``part``, 0-dim."""
-        return self._forward.loss(output, part.batch)
+        return self._forward.loss(output, part.content)
 
     def spend(self, cost: float, size: int) -> None:
         """Count work of ``cost`` gradients on ``size`` examples."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flatmin.checks import choice, positive, whole
-from flatmin.curvature.risk import EmpiricalRisk, check_depends
+from flatmin.curvature.batch import check_depends
+from flatmin.curvature.risk import EmpiricalRisk
 from flatmin.errors import ArgumentError, NonFiniteError
 from flatmin.measures.rise import RadiusSearch, Rise, search
 from flatmin.noise import resolve_law

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from flatmin.curvature.batch import Batch
+from flatmin.curvature.batch import Batch, check_depends
 from flatmin.curvature.cut import cut
 from flatmin.curvature.ghost.checks import bent, disagreeing, few, random_like, same
 from flatmin.curvature.ghost.engine import BACKWARD, TRIED, Ghost, Structure
@@ -18,7 +18,6 @@ from flatmin.curvature.ghost.result import GGNTrace
 from flatmin.curvature.ghost.uses import Graph
 from flatmin.curvature.memory import available_memory
 from flatmin.curvature.results import Estimate
-from flatmin.curvature.risk import check_depends
 from flatmin.errors import DataError, FlatminError
 
 if TYPE_CHECKING:
@@ -26,8 +25,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from flatmin.curvature.batch import BatchLoss
     from flatmin.curvature.ghost.passes import Limits
-    from flatmin.curvature.risk import BatchLoss, EmpiricalRisk
+    from flatmin.curvature.risk import EmpiricalRisk
     from flatmin.streams import Stream
 
 _SHARE = 0.1  # of the free memory, for what is kept between passes, and as much for gradients that wait for their norms
@@ -153,7 +153,7 @@ class Run:
         """Return the outputs for the first examples by themselves, or those of the batch if they do not agree."""
         if part.size <= TRIED:
             return outputs
-        item = Batch(few(part.batch, part.size, TRIED), TRIED, part.index, part.start)
+        item = Batch(few(part.content, part.size, TRIED), TRIED, part.index, part.start)
         try:
             with self._risk.aside():
                 apart = self._risk.evaluate(item)

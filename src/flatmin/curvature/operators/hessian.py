@@ -8,6 +8,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.autograd.graph import get_gradient_edge
 
+from flatmin.curvature.batch import check_depends
 from flatmin.curvature.cut import outputs_of
 from flatmin.curvature.operators.duals import tangents, without_tangents
 from flatmin.curvature.operators.forward_only import ForwardOnlyHessian
@@ -15,16 +16,15 @@ from flatmin.curvature.operators.forward_parts import ForwardOnlyFunctional
 from flatmin.curvature.operators.risk_operator import RiskOperator
 from flatmin.curvature.operators.routes import NoSecondDerivativeError
 from flatmin.curvature.operators.steps import halved
-from flatmin.curvature.risk import check_depends
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
+    from flatmin.curvature.batch import Batch, BatchLoss
     from flatmin.curvature.operators.session import Product
     from flatmin.curvature.operators.steps import Line
-    from flatmin.curvature.risk import Batch, BatchLoss
 
 
 class Hessian(RiskOperator):

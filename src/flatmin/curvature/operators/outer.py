@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from flatmin.curvature.batch import Batch, BatchLoss
     from flatmin.curvature.graph import Root
     from flatmin.curvature.operators.session import Product
     from flatmin.curvature.operators.steps import Line
-    from flatmin.curvature.risk import Batch, BatchLoss
 
 
 Curve = Callable[[int, "Sequence[Tensor]", "Sequence[Tensor]", "Sequence[Tensor]"], "Sequence[Tensor]"]

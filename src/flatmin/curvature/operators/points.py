@@ -19,7 +19,8 @@ from flatmin.vectors import Vector, accumulation_dtype
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from flatmin.curvature.risk import BatchLoss, EmpiricalRisk
+    from flatmin.curvature.batch import BatchLoss
+    from flatmin.curvature.risk import EmpiricalRisk
 
 _COST = 2 / 3  # two forward passes, in gradients
 
@@ -79,7 +80,7 @@ class Centre:
     @property
     def nbytes(self) -> int:
         """What it holds, with the outputs at two points beside it."""
-        own = sum(tensor.nbytes for tensor in tensors_in(self.part.batch))
+        own = sum(tensor.nbytes for tensor in tensors_in(self.part.content))
         return own + 3 * sum(z.nbytes for z in self.outputs) + graph_bytes(self.slopes)
 
     def evaluate(self, risk: EmpiricalRisk) -> list[Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flatmin.checks import choice, whole
+from flatmin.curvature.batch import check_depends
 from flatmin.curvature.operators.base import Operator, all_finite
 from flatmin.curvature.operators.duals import check_all_dual, dual_parameters
 from flatmin.curvature.operators.routes import (
@@ -22,17 +23,17 @@ from flatmin.curvature.operators.routes import (
 )
 from flatmin.curvature.operators.session import Session
 from flatmin.curvature.operators.steps import Differences, add, pieces
-from flatmin.curvature.risk import EmpiricalRisk, check_depends
+from flatmin.curvature.risk import EmpiricalRisk
 from flatmin.errors import NonFiniteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from flatmin.curvature.batch import Batch, BatchLoss
     from flatmin.curvature.data import LossFunction
     from flatmin.curvature.observe import Mode
     from flatmin.curvature.operators.session import Product
     from flatmin.curvature.operators.steps import Line
-    from flatmin.curvature.risk import Batch, BatchLoss
 
 Kind = TypeVar("Kind", bound="RiskOperator")
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from flatmin.curvature.risk import Batch, BatchLoss, EmpiricalRisk
+    from flatmin.curvature.batch import Batch, BatchLoss
+    from flatmin.curvature.risk import EmpiricalRisk
 
 _NEARER = 4.0  # a step that is given is held against this fraction of it
 _UNSETTLED = 0.05
