@@ -233,6 +233,7 @@ def test_seeds():
         (torch.tensor([[0.0, 1.0], [-1.0, 0.0]]), {}, ArgumentError, "not symmetric"),
         (torch.full((3, 3), math.nan), {}, NonFiniteError, "nothing can be estimated"),
         ("A", {}, ArgumentTypeError, "operator"),
+        (torch.eye(4), {"outliers": torch.ones(4)}, ArgumentTypeError, "outliers is a Tensor.*as top_eigenvalues"),
         (torch.eye(4), {"outliers": top_eigenvalues(torch.eye(3))}, ArgumentError, "vectors of 3 coordinates.*4"),
     ],
 )

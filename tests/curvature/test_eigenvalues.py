@@ -90,6 +90,12 @@ def test_copies_take_a_block_or_an_invariant_space():
     assert check(few, 5).values.tolist() == pytest.approx([5.0, 5.0, 5.0, -2.0, -2.0])
 
 
+def test_wide_blocks_have_a_budget():
+    values = torch.zeros(500, dtype=torch.float64)
+    values[:3] = torch.tensor([3.0, 2.0, 1.0])
+    assert top_eigenvalues(Diagonal(values), 2, block_size=150).values.tolist() == pytest.approx([3.0, 2.0])
+
+
 @pytest.mark.parametrize("k", [1, 4])
 def test_both_ends(k):
     A = with_spectrum([9.0, 7.0, 6.0, 5.5, *torch.linspace(-1, 3, 90).tolist(), -2.0, -4.0, -4.2, -8.0])

@@ -291,6 +291,10 @@ def test_seeds():
         (lambda H: layerwise(trace, H, groups="modul"), ArgumentError, "groups is 'modul'.*mean 'module'"),
         (lambda H: layerwise(trace, H, groups=["a"]), ArgumentTypeError, r"groups is \['a'\].*mapping"),
         (lambda H: layerwise(trace, H, groups={"x": "c.*"}), ArgumentError, r"'c.\*' fits no trainable parameter"),
+        (lambda H: layerwise(trace, H, groups={"x": 5}), ArgumentTypeError, "entry 'x': 5, but a name is needed"),
+        (lambda H: layerwise(trace, H, groups={1: "a.*"}), ArgumentTypeError, r"entry 1: 'a\.\*'.*such as 'head'"),
+        (lambda H: layerwise(trace, H, groups={"x": []}), ArgumentTypeError, "one or more patterns.*Leave.*out"),
+        (lambda H: layerwise(trace, H, groups={"x": [["a.*"]]}), ArgumentTypeError, "entry 'x'"),
         (
             lambda H: layerwise(trace, H, groups={"x": "a.*", "y": "*.bias"}),
             ArgumentError,

@@ -21,7 +21,7 @@ from flatmin.curvature.operators import LinearOperator
 from flatmin.curvature.results import EigenPairs
 from flatmin.curvature.ritz import Ritz
 from flatmin.curvature.spectrum import SpectralDensity
-from flatmin.errors import ArgumentError
+from flatmin.errors import ArgumentError, ArgumentTypeError
 from flatmin.noise import Gaussian
 from flatmin.streams import Stream
 
@@ -110,6 +110,11 @@ def _known(outliers: EigenPairs | Krylov | None, counted: Counted) -> tuple[Tens
     """Return the eigenvalues that are known well enough, and their vectors (d, k)."""
     if outliers is None:
         return torch.zeros(0, dtype=torch.float64), None
+    if not isinstance(outliers, (EigenPairs, Krylov)):
+        raise ArgumentTypeError(
+            f"outliers is a {type(outliers).__name__}, but eigenvalues with their vectors are needed, as "
+            "top_eigenvalues returns them."
+        )
     pairs = known_eigenpairs(outliers) if isinstance(outliers, Krylov) else outliers
     if pairs.vectors.shape[0] != counted.d:
         raise ArgumentError(

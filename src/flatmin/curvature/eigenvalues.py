@@ -81,7 +81,7 @@ def top_eigenvalues(
         seed: Seed of the random start.
         tol: Error to reach, relative to each eigenvalue.
         block_size: Vectors multiplied at once. More than one finds eigenvalues that occur as often, for more products.
-        max_matvecs: The most products to spend. Default: the larger of 100 and 20 k.
+        max_matvecs: The most products to spend. Default: 20 k or 20 blocks, and 100 at least.
 
     Returns:
         Values, residuals and errors of shape (k,), on the CPU; vectors of shape (d, k), on the operator's device, and
@@ -108,8 +108,8 @@ def top_eigenvalues(
     whole("seed", seed, minimum=0, hint="It is the seed of the random start.")
     tol = positive("tol", tol, hint="It is the error to reach relative to the eigenvalue, such as 1e-3.")
     width = min(counted.d, whole("block_size", block_size, minimum=1, hint="It is the number of vectors a block."))
-    budget = max(100, 20 * wanted) if max_matvecs is None else max_matvecs
     least = max(wanted, width)
+    budget = max(100, 20 * least) if max_matvecs is None else max_matvecs
     whole(
         "max_matvecs", budget, minimum=least, hint=f"{wanted} eigenvalues in blocks of {width} take {least} at least."
     )

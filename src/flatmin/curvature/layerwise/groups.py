@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from flatmin.checks import choice
@@ -54,11 +54,22 @@ def grouped(layout: Layout, groups: Groups) -> dict[str, tuple[str, ...]]:
     return layers
 
 
+def _patterns(layer: object, patterns: object) -> list[str]:
+    """Return what a mapping says of one layer, checked."""
+    found = [patterns] if isinstance(patterns, str) else list(patterns) if isinstance(patterns, Iterable) else []
+    if not isinstance(layer, str) or not found or not all(isinstance(pattern, str) for pattern in found):
+        raise ArgumentTypeError(
+            f"groups has the entry {layer!r}: {patterns!r}, but a name is needed and one or more patterns of parameter "
+            "names, such as 'head': ['fc.*', 'norm.*']. Leave a layer without parameters out."
+        )
+    return found
+
+
 def _by_pattern(layout: Layout, groups: Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ...]]:
     owner: dict[str, str] = {}
     layers: dict[str, tuple[str, ...]] = {}
     for layer, patterns in groups.items():
-        names = layout.matching(*([patterns] if isinstance(patterns, str) else patterns))
+        names = layout.matching(*_patterns(layer, patterns))
         for name in names:
             if name in owner:
                 raise ArgumentError(
