@@ -86,6 +86,23 @@ def test_a_krylov_space_of_the_trace_gives_the_eigenvalues_as_well():
     assert found.gradients == pytest.approx(found.trace.gradients)
 
 
+@pytest.mark.parametrize("options", [{"trace": {"method": "xtrace"}}, {"max_matvecs": 3}, {"max_matvecs": 2}])
+def test_eigenvalues_that_the_trace_cannot_find_are_found_by_themselves(options):
+    found = measure(*case("tanh"), **options, eigenvalues=2, density=False, layers=False)
+    assert set(found.spent) == {"trace", "eigenvalues"}
+    assert found.eigenvalues.converged
+    assert found.trace.num_matvecs <= options.get("max_matvecs", 1000)
+
+
+def test_a_loss_that_is_not_curved():
+    model, _, batches = case("constant gradient")
+    found = measure(model, lambda out, _: out.mean(), batches, eigenvalues=2)
+    assert (found.trace.value, found.num_large.value) == (0.0, 0.0)
+    assert found.eigenvalues.values.tolist() == [0.0, 0.0]
+    assert str(found).count("nan") == 0
+    assert "no shares of a trace that is zero" in str(found)
+
+
 def test_the_density_counts_known_eigenvalues_as_they_are():
     model, loss_fn, batches = case("gelu")
     found = measure(
@@ -355,6 +372,12 @@ def test_it_prints_as_a_table():
         ({"gap": -0.1}, ArgumentError, r"gap is -0\.1.*None measures no gap"),
         ({"max_matvecs": 1}, ArgumentError, "max_matvecs is 1"),
         ({"seed": -1}, ArgumentError, "seed is -1"),
+        ({"trace": 0.5}, ArgumentTypeError, "trace is 0.5, but True, False, or a mapping of options"),
+        ({"trace": {"metod": "xtrace"}}, ArgumentError, "option of trace is 'metod'.*mean 'method'"),
+        ({"density": {"num_probe": 3}}, ArgumentError, "option of density is 'num_probe'.*mean 'num_probes'"),
+        ({"layers": {"groups": "parameter"}}, ArgumentTypeError, "layers is {'groups'.*layerwise"),
+        ({"progress": 3}, ArgumentTypeError, "progress is 3, but a function of"),
+        ({"store": "runs"}, ArgumentTypeError, "store is a str, but a mapping"),
     ],
 )
 def test_bad_arguments(options, error, message):

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flatmin.checks import positive, whole
+from flatmin.checks import choice, positive, whole
 from flatmin.curvature.density import spectral_density
 from flatmin.curvature.eigenvalues import top_eigenvalues
 from flatmin.curvature.layerwise import layerwise
 from flatmin.curvature.operators import Hessian
 from flatmin.curvature.results import TraceEstimate
 from flatmin.curvature.trace import trace as trace_of
+from flatmin.curvature.trace.plan import LEAST
+from flatmin.errors import ArgumentTypeError
 from flatmin.measures.gap import perturbation_gap
 from flatmin.measures.measurement import Measurement
 from flatmin.measures.parts import Progress, Work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, MutableMapping
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor, nn
 
@@ -108,6 +112,8 @@ def measure(
     whole("max_matvecs", max_matvecs, minimum=2, hint="It is the most products that the trace may take.")
     if gap is not None:
         positive("gap", gap, hint="It is the standard deviation of the noise; None measures no gap.")
+    for_trace, for_density = _options("trace", trace, trace_of), _options("density", density, spectral_density)
+    _check(layers, progress, store)
     H = Hessian(model, loss_fn, batches, mode=mode, parameters=parameters, memory=memory)
     found: dict[str, Any] = {}
     k = min(eigenvalues, H.shape[0])
@@ -118,13 +124,14 @@ def measure(
             found["layers"] = work.part("layers", partial(layerwise, trace_of, H), settings)
         if trace:
             known = _sum_of(found["layers"], rtol) if layers and trace is True else None
-            settings = {"num_matvecs": max_matvecs, "rtol": rtol, "seed": seed, "k": k, **_options(trace)}
+            settings = {"num_matvecs": max_matvecs, "rtol": rtol, "seed": seed, **for_trace}
+            settings = {"k": k if _finds_eigenvalues(settings, k) else 0, **settings}
             found["trace"] = known or work.part("trace", partial(trace_of, H), settings)
         if k:
             known = _first(found["trace"].eigenvalues, k) if trace else None
             found["eigenvalues"] = known or work.part("eigenvalues", partial(top_eigenvalues, H, k), {"seed": seed}, k)
         if density:
-            settings = {**_DENSITY, "seed": seed, **_options(density)}
+            settings = {**_DENSITY, "seed": seed, **for_density}
             compute = partial(spectral_density, H, outliers=found.get("eigenvalues"))
             found["density"] = work.part("density", compute, settings, k)
     if gap is not None:
@@ -140,8 +147,29 @@ def measure(
     )
 
 
-def _options(wanted: bool | Mapping[str, Any]) -> Mapping[str, Any]:
-    return {} if isinstance(wanted, bool) else wanted
+def _options(name: str, wanted: bool | Mapping[str, Any], function: Callable[..., Any]) -> Mapping[str, Any]:
+    if isinstance(wanted, bool):
+        return {}
+    if not isinstance(wanted, Mapping):
+        raise ArgumentTypeError(f"{name} is {wanted!r}, but True, False, or a mapping of options is needed.")
+    known = list(inspect.signature(function).parameters)[1:]  # without the operator
+    return {choice(f"an option of {name}", option, known): value for option, value in wanted.items()}
+
+
+def _check(layers: object, progress: object, store: object) -> None:
+    if not isinstance(layers, bool):
+        raise ArgumentTypeError(f"layers is {layers!r}, but True or False is needed; layerwise(trace, H) has groups.")
+    if progress is not None and not callable(progress):
+        raise ArgumentTypeError(f"progress is {progress!r}, but a function of (part, done, total) is needed.")
+    if store is not None and not isinstance(store, MutableMapping):
+        raise ArgumentTypeError(
+            f"store is a {type(store).__name__}, but a mapping to keep things in is needed, such as a dict."
+        )
+
+
+def _finds_eigenvalues(settings: Mapping[str, Any], k: int) -> bool:
+    """Tell whether a trace with these settings can find ``k`` eigenvalues on its way."""
+    return settings.get("method", "auto") in ("auto", "deflated") and settings["num_matvecs"] >= k + LEAST
 
 
 def _sum_of(layers: LayerwiseResult, rtol: float) -> TraceEstimate | None:

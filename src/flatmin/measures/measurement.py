@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -132,7 +133,8 @@ class Measurement:
             yield "density", f"{plus_minus(number.value, number.stderr)} eigenvalues beyond 1 % of the largest"
         if self.layers is not None:
             first = sorted(self.layers, key=lambda layer: abs(layer.share), reverse=True)[:3]
-            yield "layers", ", ".join(f"{layer.name} {100 * layer.share:.3g} %" for layer in first) + ", ..."
+            shares = [f"{layer.name} {100 * layer.share:.3g} %" for layer in first if math.isfinite(layer.share)]
+            yield "layers", ", ".join([*shares, "..."]) if shares else "no shares of a trace that is zero"
         if self.gap is not None:
             yield "gap", f"{plus_minus(self.gap.value, self.gap.stderr)} at sigma={self.gap.sigma:g}"
 
