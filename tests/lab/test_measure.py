@@ -140,6 +140,23 @@ def test_a_residual_network_on_images(tmp_path, capsys, monkeypatch):
     assert found["measurement"]["trace"]["method"] == "exact"
 
 
+def test_a_loss_that_is_not_curved(tmp_path, capsys):
+    """Weights so large that every probability is 0 or 1: there is nothing to share, and still a table and a page."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = mlp((64, 6, 10))
+    for parameter in model.parameters():
+        parameter.data.mul_(1e4)
+    path = save(model, tmp_path / "flat.pt")
+    assert cli.main(arguments(path, tmp_path / "out")) == 0
+    printed = capsys.readouterr().out
+    assert "nan" not in printed
+    assert "Hessian trace" in printed
+    html = (tmp_path / "out/report.html").read_text()
+    assert "nan" not in "".join(Page(html).text).lower()
+    assert not (tmp_path / "out/layers.png").exists()
+
+
 def test_a_run_of_the_comparison(tmp_path, capsys):
     done = outcome(run_spec("sgd"))
     (tmp_path / "spec.json").write_text(done.result.spec.model_dump_json())

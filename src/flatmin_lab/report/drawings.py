@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,7 @@ def drawings(found: Measurement) -> Iterator[Drawing]:
                 "The estimate of the trace after so many random draws, with its pointwise 95 % interval. The dashed "
                 "line is the final value.",
             )
-        if found.layers is not None:
+        if found.layers is not None and all(math.isfinite(layer.share) for layer in found.layers):
             figure, axes = panel(5.4, 1.2 + 0.19 * min(len(found.layers), _MOST_LAYERS + 1))
             plot_layers(found.layers, axes, most=_MOST_LAYERS)
             yield Drawing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -188,6 +189,8 @@ def _cost(found: Measurement, part: str, otherwise: str = "") -> str:
 
 
 def _share(layer: Layer) -> str:
+    if not math.isfinite(layer.share):
+        return "–"  # of a trace that is zero
     return f"{precise(100 * layer.share, 100 * layer.share_stderr)} %"
 
 
