@@ -48,9 +48,9 @@ def drawings(found: Measurement) -> Iterator[Drawing]:
                 "density",
                 figure,
                 "Density of the Hessian's eigenvalues on a logarithmic axis, with its confidence band",
-                "How many of the Hessian's eigenvalues lie where, smoothed; the band holds the truth with 95 % "
-                "confidence. The axis is logarithmic: nearly all eigenvalues lie near zero; "
-                "triangles mark those that are known one by one.",
+                "How many of the Hessian's eigenvalues lie where, smoothed; the band holds the smoothed truth with 95 % "
+                "confidence. The axis is logarithmic: nearly all eigenvalues lie near zero, and the flanks of their "
+                "peak are those of the smoothing; triangles mark those that are known one by one.",
             )
         if found.trace is not None and found.trace.samples is not None and found.trace.samples.numel() > 2:
             figure, axes = panel(5.4, 3.6)
