@@ -48,7 +48,7 @@ def drawings(found: Measurement) -> Iterator[Drawing]:
                 "density",
                 figure,
                 "Density of the Hessian's eigenvalues on a logarithmic axis, with its confidence band",
-                "How many of the Hessian's eigenvalues lie where, smoothed; the band holds the smoothed truth with 95 % "
+                "How many of the Hessian's eigenvalues lie where, smoothed; the band holds that with 95 % "
                 "confidence. The axis is logarithmic: nearly all eigenvalues lie near zero, and the flanks of their "
                 "peak are those of the smoothing; triangles mark those that are known one by one.",
             )
