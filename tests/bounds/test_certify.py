@@ -1,11 +1,23 @@
 """Certificates of small networks: closed forms, and every refusal."""
 
+import copy
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 from curvature_cases import everything
 from flatmin.bounds import (
@@ -229,6 +241,89 @@ def test_data_that_can_be_read_again_need_not_be_a_list():
     assert again.risk == certify(model, prior=prior, batches=batches, sigma=4.0).risk
 
 
+class Large(Dataset):
+    """Arrays of which only one of many numbers is augmented, where repr() would leave it out."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, i):
+        pixels = np.full(5000, float(i))
+        pixels[2500] += float(torch.rand(()))
+        return pixels, i % 2
+
+
+class Nowhere(nn.Linear):
+    """NaN for all."""
+
+    def forward(self, x):
+        return super().forward(x) * math.nan
+
+
+def mixed(items):
+    x, y = default_collate(items)
+    return x + 0.01 * torch.randn_like(x), y
+
+
+def test_outputs_that_are_no_numbers_are_errors():
+    model = Nowhere(1, 2).double()
+    for loss in ("zero-one", "cross-entropy"):
+        c = certify(model, prior=copy.deepcopy(model.state_dict()), batches=line()[2], sigma=1.0, loss=loss)
+        assert c.empirical.value == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool])
+@pytest.mark.parametrize("loss", ["zero-one", "cross-entropy"])
+def test_class_numbers_of_any_integer_type(loss, dtype):
+    model, prior, batches = line()
+    same = [(x, y.to(dtype)) for x, y in batches]
+    expected = certify(model, prior=prior, batches=batches, sigma=4.0, loss=loss).risk
+    assert certify(model, prior=prior, batches=same, sigma=4.0, loss=loss).risk == expected
+
+
+def test_examples_of_another_precision_are_known_again():
+    model, prior, batches = line()
+    known = [(x.float().double(), y) for x, y in batches]
+    with pytest.raises(ArgumentError, match="400 of the examples"):
+        certify(model, prior=prior, batches=known, sigma=4.0, prior_batches=[(x.float(), y.int()) for x, y in known])
+
+
+def test_the_largest_and_smallest_sigma():
+    model, prior, batches = line()
+    assert certify(model, prior=prior, batches=batches, sigma=1e200).kl == 0
+    assert certify(model, prior=prior, batches=batches, sigma=1.0, prior_sigma=1e200).vacuous
+
+
+def test_constants_that_no_state_holds_may_be_in_the_prior():
+    model = nn.Sequential(nn.Linear(1, 2)).double()
+    model.register_buffer("scale", torch.ones(3), persistent=False)
+    model.register_buffer("steps", torch.zeros(1, dtype=torch.long))
+    batches = line()[2]
+    with pytest.raises(ArgumentError, match=r"'scale' is not in the prior.*named_buffers"):
+        certify(model, prior=copy.deepcopy(model.state_dict()), batches=batches, sigma=1.0)
+    prior = copy.deepcopy({**model.state_dict(), **dict(model.named_buffers())})
+    assert certify(model, prior=prior, batches=batches, sigma=1.0).n == 400
+    model.steps += 1
+    with pytest.raises(ArgumentError, match="'steps' differs"):
+        certify(model, prior=prior, batches=batches, sigma=1.0)
+
+
+def test_what_is_printed_holds():
+    model, prior, batches = line()
+    c = certify(model, prior=prior, batches=batches, sigma=4.0, delta=1e-6)
+    told = re.search(r"probability (\S+), .* at most (\S+)\. ", " ".join(str(c).split()))
+    assert told is not None
+    assert float(told[1]) <= 1 - 1e-6
+    assert c.risk <= float(told[2]) < c.risk + 1e-3
+    assert told[1] in repr(c)
+    assert told[2] in repr(c)
+
+
+def shared_with_the_model():
+    model, _, _ = line()
+    return {"model": model, "prior": model.state_dict()}
+
+
 def wrong(**changes):
     model, prior, batches = line()
     given = {"prior": prior, "batches": batches, "sigma": 4.0} | changes
@@ -261,12 +356,43 @@ def poisoned():
 
 
 x20, y20 = line()[2][0]
+TWENTY = TensorDataset(x20, y20)
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"delta": 1.5}, ArgumentError, "delta is 1.5"),
+        ({"delta": "0.05"}, ArgumentTypeError, "delta is '0.05', which is no number"),
+        (shared_with_the_model(), ArgumentError, "'weight' of the prior is the model's own tensor.*deepcopy"),
+        ({"prior": {"weight": np.zeros((2, 1)), "bias": 0}}, ArgumentTypeError, "'weight' is a ndarray in the prior"),
+        ({"sigma": {"wieght": 1.0, "*": 2.0}}, ArgumentError, "names the parameter 'wieght'.*misprint"),
+        ({"sigma": {0: 1.0}}, ArgumentTypeError, "sigma has the key 0"),
+        ({"sigma": 1e-200}, ArgumentError, "KL.* is inf.*1e-200 and more"),
+        ({"sigma": [4.0, -1.0]}, ArgumentError, "sigma is -1"),
+        ({"batches": [(x20, y20 + 5)]}, ArgumentError, "a target is [56], but .* classes 0 to 1"),
+        ({"batches": [(x20, y20[:10])]}, ArgumentError, "20 outputs for 10 class numbers"),
+        ({"batches": [(x20, y20)] * 3}, ArgumentError, "the same batch comes 3 times in one pass"),
+        (
+            {"batches": DataLoader(Subset(TWENTY, [0, 1, 2, 3, 0, 1, 2, 3]), batch_size=4)},
+            ArgumentError,
+            "one example of the Subset comes 2 times",
+        ),
+        (
+            {"batches": DataLoader(TWENTY, batch_sampler=BatchSampler([*range(20), 7, 7], 11, drop_last=False))},
+            ArgumentError,
+            "one example of the TensorDataset comes 3 times",
+        ),
+        ({"batches": DataLoader(TWENTY, batch_size=5, collate_fn=mixed)}, ArgumentError, "collate_fn makes another"),
+        ({"batches": DataLoader(Large(), batch_size=5)}, ArgumentError, "example 0 is another one"),
+        ({"prior_batches": []}, ArgumentError, "prior_batches is empty"),
+        (
+            {"prior_batches": DataLoader(Augmented(), batch_size=10)},
+            ArgumentError,
+            "100 of the 100 examples of the prior are others",
+        ),
+        ({"loss": lambda out, y: torch.zeros(3)}, ArgumentTypeError, "returned 3 numbers for 20 examples"),
+        ({"loss": lambda out, y: out[:, 0] * math.nan}, NonFiniteError, "loss of an example is NaN"),
         ({"sigma": 0.0}, ArgumentError, "sigma is 0"),
         ({"sigma": []}, ArgumentError, "empty sequence"),
         ({"sigma": {"bias": 1.0}}, ArgumentError, "'weight' fits none.*'\\*'"),
@@ -313,7 +439,7 @@ x20, y20 = line()[2][0]
                 )
             },
             ArgumentError,
-            "RandomSampler that repeats",
+            "one example of the TensorDataset comes . times in one pass",
         ),
         (
             {

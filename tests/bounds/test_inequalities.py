@@ -1,6 +1,7 @@
 """The inequalities: test vectors and properties that theory gives. Coverage is simulated in tests/lab."""
 
 import math
+from decimal import Decimal, localcontext
 from functools import partial
 
 import pytest
@@ -12,9 +13,11 @@ from flatmin.bounds import (
     INEQUALITIES,
     binary_kl,
     binomial,
+    catoni,
     dziugaite_roy,
     dziugaite_roy_variance,
     kl_inverse,
+    linear,
     quadratic,
     seeger_maurer,
 )
@@ -46,6 +49,34 @@ def test_the_inverse_is_an_upper_end(q, c):
     assert q <= p <= 1
     assert p == 1 or binary_kl(q, p) >= c * (1 - 1e-9)
     assert p <= q + math.sqrt(c / 2) * (1 + 1e-9) + 1e-8  # Pinsker; near q the relative entropy cancels
+
+
+@given(st.floats(0, 1), st.floats(-18, 3))
+@settings(max_examples=300)
+def test_the_inverse_is_rounded_upwards(q, exponent):
+    """Against sixty digits: kl(q‖p) reaches c, for c far below the rounding of the two terms of kl as well."""
+    c = 10**exponent
+    p = kl_inverse(q, c)
+    with localcontext() as context:
+        context.prec = 60
+        exact, given_up = Decimal(q), Decimal(p)
+        first = exact * (exact / given_up).ln() if q > 0 else Decimal(0)
+        second = (1 - exact) * ((1 - exact) / (1 - given_up)).ln() if p < 1 else Decimal("inf")
+        assert first + second >= Decimal(c)
+
+
+@pytest.mark.parametrize(
+    ("errors", "n", "delta"), [(0, 8, 1e-300), (7, 8, 1e-300), (3, 10**9, 0.05), (900, 10**6, 0.1)]
+)
+def test_the_binomial_bound_is_rounded_upwards(errors, n, delta):
+    exact = stats.beta.isf(delta, errors + 1, n - errors)
+    assert exact * (1 - 1e-12) <= binomial(errors, n, delta) <= min(1.0, exact * (1 + 1e-4))
+
+
+@pytest.mark.parametrize("name", INEQUALITIES)
+@pytest.mark.parametrize("numbers", [(1.0, 0.0, 8, 0.05), (0.0, 0.0, 8, 1e-300), (1.0, 1e308, 8, 5e-324)])
+def test_at_the_ends_of_the_range_a_bound_says_nothing(name, numbers):
+    assert INEQUALITIES[name](*numbers) >= 1
 
 
 @given(st.sampled_from(list(BOUNDS)), risks, kls, sizes, deltas)
@@ -106,8 +137,12 @@ def test_dziugaite_and_roy_pay_for_the_choice_of_the_prior():
         (lambda: seeger_maurer(0.2, 1, 7, 0.05), "n is 7.*at least 8"),
         (lambda: seeger_maurer(0.2, 1, 100, 0.0), r"delta is 0.0.*confidence of 95 %"),
         (lambda: seeger_maurer(0.2, 1, 100, 1.0), "delta is 1.0"),
-        (lambda: kl_inverse(0.2, math.nan), "c is NaN"),
+        (lambda: kl_inverse(0.2, math.nan), "c is nan"),
         (lambda: kl_inverse(-0.1, 0.1), "q is -0.1"),
+        (lambda: linear(0.2, 1, 100, 0.05, betas=[]), r"betas is \[\].*between 0 and 1"),
+        (lambda: linear(0.2, 1, 100, 0.05, betas=[1.5]), r"betas is \[1.5\].*does not hold"),
+        (lambda: catoni(0.2, 1, 100, 0.05, lambdas=[-1.0]), r"lambdas is \[-1.0\]"),
+        (lambda: dziugaite_roy_variance(math.inf), "variance is inf"),
         (lambda: binomial(5, 4, 0.1), "errors is 5 of n = 4.*swapped"),
         (lambda: dziugaite_roy(0.1, 1, 100, 0.05, prior_variance=0.2), "prior_variance is 0.2"),
         (lambda: dziugaite_roy(0.1, 1, 100, 0.05, prior_variance=0.00123), "no member of the grid.*Round it"),

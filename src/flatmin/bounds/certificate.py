@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
 from flatmin.bounds.monte_carlo import PosteriorRisk
 
 _NOTHING = 0.995
+_DIGITS = 4
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -68,28 +70,49 @@ class Certificate:
 
     def __repr__(self) -> str:
         """Show the bound in one line."""
-        holds = "vacuous" if self.vacuous else f"risk <= {self.risk:.4g}"
-        return f"Certificate({holds} with probability {1 - self.delta:.4g}, {self.loss}, n={self.n})"
+        holds = "vacuous" if self.vacuous else f"risk <= {rounded_up(self.risk)}"
+        return f"Certificate({holds} with probability {confidence(self.delta)}, {self.loss}, n={self.n})"
 
     def __str__(self) -> str:
         """Say it in a paragraph."""
         whom = "the network drawn" if self.single_draw else "networks drawn from the posterior"
         head = (
-            f"With probability {1 - self.delta:.4g}, {whom} have on new examples an expected loss ({self.loss}) of at "
-            f"most {min(self.risk, 1.0):.4g}."
+            f"With probability {confidence(self.delta)}, {whom} have on new examples an expected loss ({self.loss}) of "
+            f"at most {rounded_up(self.risk)}."
             if not self.vacuous
-            else f"Vacuous: the bound is {min(self.risk, 1.0):.4g} for the loss ({self.loss}) of {whom}; KL is too "
-            "large for n."
+            else f"Vacuous: the bound is {rounded_up(min(self.risk, 1.0))} for the loss ({self.loss}) of {whom}; KL is "
+            "too large for n."
         )
         searched = f", of {self.num_searched} posteriors searched" if self.num_searched > 1 else ""
         draws = "1 draw" if self.single_draw else f"{self.empirical.num_draws} draws"
         union = f", and {self.union:.3g} nats for what was searched" if self.union else ""
         body = (
             f"Inequality: {self.bound}; sigma {_sigma(self.sigma)}{searched}. Empirical risk "
-            f"{self.empirical.value:.4g} over {self.n} examples and {draws}, at most {self.empirical.upper:.4g}; "
+            f"{self.empirical.value:.4g} over {self.n} examples and {draws}, at most "
+            f"{rounded_up(self.empirical.upper)}; "
             f"{'ln dQ/dP' if self.single_draw else 'KL'} {self.kl:.5g} nats{union}. It holds if: "
         )
         return textwrap.fill(head + " " + body + " ".join(self.assumptions), width=100)
+
+
+def rounded_up(bound: float) -> str:
+    """Return a bound in decimal digits, rounded upwards: what is printed must hold too.
+
+    Example:
+        >>> rounded_up(0.123412), rounded_up(1e-6)
+        ('0.1235', '0.000001')
+    """
+    return f"{Context(prec=_DIGITS, rounding=ROUND_CEILING).create_decimal(repr(float(bound))):f}"
+
+
+def confidence(delta: float) -> str:
+    """Return 1 - δ in decimal digits, rounded downwards.
+
+    Example:
+        >>> confidence(0.05), confidence(0.0123456), confidence(1e-9)
+        ('0.95', '0.9876', '0.9999')
+    """
+    return f"{Context(prec=_DIGITS, rounding=ROUND_FLOOR).subtract(Decimal(1), Decimal(repr(float(delta)))):f}"
 
 
 def _sigma(sigma: object) -> str:

@@ -101,10 +101,10 @@ def certify(
     if not candidates:
         raise ArgumentError("sigma is an empty sequence, but at least one standard deviation is needed.")
     risk = examined(model, prior, batches, loss, prior_batches)
+    posteriors = [per_parameter("sigma", candidate, risk.parameters) for candidate in candidates]
     num_priors = len(candidates) if prior_sigma is None and bound != _DZIUGAITE_ROY else 1
     paid, found = (1 - _MONTE_CARLO_SHARE) * delta / num_priors, list[_Tried]()
-    for number, candidate in enumerate(candidates):
-        posterior = per_parameter("sigma", candidate, risk.parameters)
+    for number, (candidate, posterior) in enumerate(zip(candidates, posteriors, strict=True)):
         wide, inequality, union = _inequality(bound, candidate if prior_sigma is None else prior_sigma)
         kl = kl_divergence(risk.parameters, prior, posterior, per_parameter("prior_sigma", wide, risk.parameters))
         spent = _MONTE_CARLO_SHARE * delta / len(candidates)
@@ -151,5 +151,5 @@ def _inequality(bound: str, prior_sigma: Sigma) -> tuple[Sigma, Inequality, floa
             f"{', '.join(map(repr, prior_sigma))}. Pass one number as prior_sigma; sigma may still differ by name."
         )
     wide = positive("prior_sigma", prior_sigma, hint="It is the standard deviation of the prior.")
-    variance = dziugaite_roy_variance(wide**2)
+    variance = dziugaite_roy_variance(wide * wide)
     return math.sqrt(variance), partial(dziugaite_roy, prior_variance=variance), dziugaite_roy_union(variance)

@@ -13,6 +13,11 @@ from flatmin.checks import nonnegative, whole
 from flatmin.errors import ArgumentError
 
 _ROUNDING = 1e-12  # relative slack for the rounding of logarithms
+_EPS = 2.0**-52
+_UNIT = (
+    "These bounds are for losses in [0, 1]. Take the 0-1 error, or cross-entropy clamped and divided by its largest "
+    "value."
+)
 
 
 def binary_kl(q: float, p: float) -> float:
@@ -24,9 +29,19 @@ def binary_kl(q: float, p: float) -> float:
     """
     probability("q", q)
     probability("p", p)
-    first = 0.0 if q == 0 else math.inf if p == 0 else q * math.log(q / p)
-    second = 0.0 if q == 1 else math.inf if p == 1 else (1 - q) * (math.log1p(-q) - math.log1p(-p))
+    return _binary_kl(float(q), float(p))
+
+
+def _binary_kl(q: float, p: float) -> float:
+    """Return kl(q‖p) with an error of some roundings of |p - q|, and not of 1: where the coins are close it is tiny."""
+    first = 0.0 if q == 0 else math.inf if p == 0 else q * _log(q / p, q - p, p)
+    second = 0.0 if q == 1 else math.inf if p == 1 else (1 - q) * _log((1 - q) / (1 - p), p - q, 1 - p)
     return max(0.0, first + second)
+
+
+def _log(ratio: float, difference: float, base: float) -> float:
+    """Return the logarithm of ``ratio`` = 1 + ``difference`` / ``base``."""
+    return math.log1p(difference / base) if 0.5 < ratio < 2 else math.log(ratio)
 
 
 def kl_inverse(q: float, c: float) -> float:
@@ -41,15 +56,15 @@ def kl_inverse(q: float, c: float) -> float:
         (0.149062, 0.095163, 0.367162)
     """
     probability("q", q)
-    c = nonnegative("c", c, hint="It is a relative entropy.") if math.isfinite(c) else c
-    if math.isnan(c):
-        raise ArgumentError("c is NaN, but a relative entropy is needed. Look where it came from.")
     if c == math.inf:
         return 1.0
-    c += _ROUNDING * c
-    low, high = q, 1.0
+    c = nonnegative("c", c, hint="It is a relative entropy.")
+    if c == 0:
+        return float(q)
+    q = low = float(q)
+    high = 1.0
     while low < (middle := (low + high) / 2) < high:
-        if binary_kl(q, middle) > c:
+        if _binary_kl(q, middle) > c + _ROUNDING * c + 8 * _EPS * (middle - q):
             high = middle
         else:
             low = middle
@@ -79,13 +94,13 @@ def binomial(errors: int, n: int, delta: float) -> float:
         if errors > n:
             raise ArgumentError(f"errors is {errors} of n = {n} examples, which cannot be. Were they swapped?")
         return 1.0
-    k = np.arange(errors + 1)
+    k, slack = np.arange(errors + 1), 1e-9 + 8 * _EPS * math.lgamma(n + 1)
     logs = np.array([math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in k.tolist()])
     low, high = errors / n, 1.0
     while low < (middle := (low + high) / 2) < high:
         terms = logs + k * math.log(middle) + (n - k) * math.log1p(-middle)
         largest = float(terms.max())
-        if largest + math.log(float(np.exp(terms - largest).sum())) >= math.log(delta) - 1e-9:
+        if largest + math.log(float(np.exp(terms - largest).sum())) >= math.log(delta) - slack:
             low = middle
         else:
             high = middle
@@ -97,18 +112,16 @@ def probability(name: str, value: float) -> float:
 
     Raises:
         ArgumentError: It does not.
+        ArgumentTypeError: It is no number.
     """
-    if not 0 <= value <= 1:
-        raise ArgumentError(
-            f"{name} is {value}, but it must lie between 0 and 1: these bounds are for losses in [0, 1]. Take the 0-1 "
-            "error, or cross-entropy clamped and divided by its largest value."
-        )
+    if nonnegative(name, value, hint=_UNIT) > 1:
+        raise ArgumentError(f"{name} is {value}, but it must lie between 0 and 1. {_UNIT}")
     return value
 
 
 def check_delta(delta: float) -> None:
-    """Raise ArgumentError unless ``delta`` lies between 0 and 1, both excluded."""
-    if not 0 < delta < 1:
+    """Raise ArgumentError unless ``delta`` lies between 0 and 1, both excluded; ArgumentTypeError for no number."""
+    if not 0 < nonnegative("delta", delta, hint="It is one minus the confidence, such as 0.05 for 95 %.") < 1:
         raise ArgumentError(
             f"delta is {delta}, but it must lie between 0 and 1, such as 0.05 for a confidence of 95 %. For delta = 0 "
             "nothing holds."

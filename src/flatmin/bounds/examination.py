@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flatmin.bounds.monte_carlo import LOSSES, BoundedLoss, batch_mean
-from flatmin.bounds.posterior import check_buffers, check_prior
+from flatmin.bounds.posterior import check_buffers, check_copied, check_prior
 from flatmin.bounds.samples import check_disjoint, check_independent
 from flatmin.checks import choice
 from flatmin.curvature.risk import EmpiricalRisk
@@ -41,6 +41,7 @@ def examined(
     _check_precision(risk.parameters)
     frozen = {name: p for name, p in risk.model.named_parameters() if not p.requires_grad}
     check_prior({**risk.parameters, **frozen}, prior)
+    check_copied(risk.model, prior)
     for name, parameter in frozen.items():
         if not torch.equal(parameter, prior[name].to(parameter)):
             raise ArgumentError(

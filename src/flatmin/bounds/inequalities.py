@@ -26,7 +26,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from flatmin.bounds.coins import check_delta, kl_inverse, probability
-from flatmin.checks import nonnegative, whole
+from flatmin.checks import nonnegative, positive, whole
 from flatmin.errors import ArgumentError
 
 Inequality = Callable[[float, float, int, float], float]
@@ -95,11 +95,15 @@ def linear(risk: float, kl: float, n: int, delta: float, betas: Sequence[float] 
 
     β must be fixed before the data are seen, so that each point of the grid gets δ / len(betas).
 
+    Raises:
+        ArgumentError: ``betas`` is empty or not all between 0 and 1, or see the module.
+
     Example:
         >>> round(linear(0.05, 500, 10_000, 0.05), 6)
         0.188119
     """
     _check(risk, kl, n, delta)
+    _check_grid("betas", betas, below=1.0)
     term = kl + math.log(len(betas) / delta)
     return min(risk / beta + term / (2 * beta * (1 - beta) * n) for beta in betas)
 
@@ -109,11 +113,15 @@ def catoni(risk: float, kl: float, n: int, delta: float, lambdas: Sequence[float
 
     .. math:: \frac{1 - \exp(-\lambda \hat L_Q - (\mathrm{KL} + \ln(1/\delta)) / n)}{1 - e^{-\lambda}}
 
+    Raises:
+        ArgumentError: ``lambdas`` is empty or not all above 0, or see the module.
+
     Example:
         >>> round(catoni(0.05, 500, 10_000, 0.05), 6)
         0.149998
     """
     _check(risk, kl, n, delta)
+    _check_grid("lambdas", lambdas, below=math.inf)
     term = (kl + math.log(len(lambdas) / delta)) / n
     return min(math.expm1(-factor * risk - term) / math.expm1(-factor) for factor in lambdas)
 
@@ -160,9 +168,10 @@ def dziugaite_roy_union(prior_variance: float, *, c: float = 0.1, b: float = 100
         >>> round(dziugaite_roy_union(0.1 * math.exp(-1)), 6)               # j = 100
         9.708041
     """
-    if not 0 < prior_variance < c:
+    variance = positive("prior_variance", prior_variance, hint="It is the variance of the prior.")
+    if variance >= c:
         raise ArgumentError(f"prior_variance is {prior_variance}, but it must lie between 0 and c = {c}.")
-    j = b * math.log(c / prior_variance)
+    j = b * (math.log(c) - math.log(variance))
     if round(j) < 1 or abs(j - round(j)) > 1e-6 * max(1.0, j):
         raise ArgumentError(
             f"prior_variance is {prior_variance}, which is no member of the grid c exp(-j/b), j = 1, 2, ...: the union "
@@ -178,9 +187,8 @@ def dziugaite_roy_variance(variance: float, *, c: float = 0.1, b: float = 100.0)
         >>> abs(dziugaite_roy_variance(0.01) - 0.01) < 1e-4
         True
     """
-    if not (math.isfinite(variance) and variance > 0):
-        raise ArgumentError(f"variance is {variance}, but it must be finite and above 0.")
-    return c * math.exp(-max(1, round(b * math.log(c / variance))) / b)
+    positive("variance", variance, hint="It is the variance of the prior.")
+    return c * math.exp(-max(1, round(b * (math.log(c) - math.log(variance)))) / b)
 
 
 INEQUALITIES: dict[str, Inequality] = {
@@ -202,6 +210,14 @@ def _check(risk: float, kl: float, n: int, delta: float) -> None:
     nonnegative("kl", kl, hint="It is a relative entropy, in nats.")
     whole("n", n, minimum=8, hint="It counts the examples of the bound; ln(2√n/δ) is proved for 8 and more.")
     check_delta(delta)
+
+
+def _check_grid(name: str, grid: Sequence[float], *, below: float) -> None:
+    if not grid or not all(0 < point < below for point in grid):
+        raise ArgumentError(
+            f"{name} is {grid!r}, but one or more numbers between 0 and {below:g} are needed: beyond, the inequality "
+            "does not hold."
+        )
 
 
 def _complexity(risk: float, kl: float, n: int, delta: float) -> float:

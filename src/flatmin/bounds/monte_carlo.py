@@ -3,7 +3,7 @@ r"""The empirical risk of the posterior, from draws of the weights, with the con
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from flatmin.bounds.coins import check_delta, kl_inverse
-from flatmin.curvature.batch import tensors_in
-from flatmin.errors import ArgumentError, ArgumentTypeError
+from flatmin.curvature.batch import num_examples, tensors_in
+from flatmin.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from flatmin.noise import Gaussian
 from flatmin.perturb.displace import Displacer
 from flatmin.perturb.flow import Draw
@@ -21,8 +21,6 @@ from flatmin.streams import Stream
 from flatmin.vectors import PerParameter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from flatmin.curvature.risk import EmpiricalRisk
 
 BoundedLoss = Callable[[Any, Any], Tensor]
@@ -36,24 +34,29 @@ P_MIN = 1e-4
 def zero_one(output: Any, targets: Any) -> Tensor:
     """Return 1 where the class of the largest output is not the target, and 0 elsewhere, shape (n,).
 
+    Outputs with NaN are no class, and wrong.
+
     Example:
         >>> zero_one(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([1, 1]))
         tensor([0., 1.])
     """
-    logits, labels = _logits(output), _labels(targets)
-    return (logits.argmax(dim=1) != labels).float()
+    logits, labels = _classified(output, targets)
+    return ((logits.argmax(dim=1) != labels) | logits.isnan().any(dim=1)).float()
 
 
 def clamped_cross_entropy(output: Any, targets: Any, *, p_min: float = P_MIN) -> Tensor:
-    r"""Return :math:`-\ln\max(p_y, p_\min) / \ln(1/p_\min)`, shape (n,) (Pérez-Ortiz et al. 2021).
+    r"""Return :math:`-\ln\max(p_y, p_\min) / \ln(1/p_\min)`, shape (n,) (Pérez-Ortiz et al. 2021); 1 for NaN.
 
     Example:
         >>> clamped_cross_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([0]), p_min=0.25)
         tensor([0.5000])
     """
-    logits, labels = _logits(output), _labels(targets)
+    if not 0 < p_min < 1:
+        raise ArgumentError(f"p_min is {p_min}, but it must lie between 0 and 1: it is the least probability.")
+    logits, labels = _classified(output, targets)
     logs = torch.log_softmax(logits.double(), dim=1).gather(1, labels[:, None]).squeeze(1)
-    return (logs.clamp(min=math.log(p_min)) / math.log(p_min)).float()
+    lowest = math.log(p_min)
+    return (logs.nan_to_num(nan=lowest).clamp(min=lowest) / lowest).float()
 
 
 LOSSES: dict[str, BoundedLoss] = {"zero-one": zero_one, "cross-entropy": clamped_cross_entropy}
@@ -62,7 +65,8 @@ LOSSES: dict[str, BoundedLoss] = {"zero-one": zero_one, "cross-entropy": clamped
 def batch_mean(loss: BoundedLoss) -> Callable[[Any, Any], Tensor]:
     """Return the loss function of an :class:`EmpiricalRisk`: the mean over the batch, checked to lie in [0, 1].
 
-    The function returned raises ArgumentError for losses outside, and for another number of losses than targets.
+    The function returned raises ArgumentError for losses outside, ArgumentTypeError for another number of losses than
+    examples, and NonFiniteError for NaN.
     """
 
     def mean(output: Any, targets: Any) -> Tensor:
@@ -71,6 +75,17 @@ def batch_mean(loss: BoundedLoss) -> Callable[[Any, Any], Tensor]:
             raise ArgumentTypeError(
                 "the loss returned no tensor of shape (n,), one number an example, which a certificate needs. Likely "
                 "cause: the mean was taken. Pass reduction='none'."
+            )
+        n = num_examples(targets if isinstance(targets, Mapping) else (output, targets))
+        if len(losses) != n:
+            raise ArgumentTypeError(
+                f"the loss returned {len(losses)} numbers for {n} examples, but a certificate needs one an example: "
+                "only examples are independent. For several predictions an example, return their mean."
+            )
+        if bool(losses.isnan().any()):
+            raise NonFiniteError(
+                "the loss of an example is NaN, which no bound covers. Look at the data and at the loss for outputs "
+                "that overflow: sigma may be too large for these weights."
             )
         if not bool(((losses >= 0) & (losses <= 1)).all()):
             raise ArgumentError(
@@ -151,6 +166,24 @@ def drawing(risk: EmpiricalRisk, sigma: Mapping[str, float]) -> Iterator[Callabl
             displacer.release()
 
 
+def _classified(output: Any, targets: Any) -> tuple[Tensor, Tensor]:
+    """Return class scores (n, classes) and class numbers (n,) that fit each other."""
+    logits, labels = _logits(output), _labels(targets)
+    if len(logits) != len(labels):
+        raise ArgumentError(
+            f"there are {len(logits)} outputs for {len(labels)} class numbers in a batch, "
+            "but every example needs one of each."
+        )
+    strange = (labels < 0) | (labels >= logits.shape[1])
+    if bool(strange.any()):
+        raise ArgumentError(
+            f"a target is {int(labels[strange][0])}, but the model has scores for classes 0 to {logits.shape[1] - 1}. "
+            "Likely cause: another network, a label that means 'ignore', or one score for two classes. Leave such "
+            "examples out, or pass a loss function of your own."
+        )
+    return logits, labels
+
+
 def _logits(output: Any) -> Tensor:
     logits = getattr(output, "logits", output)
     if isinstance(logits, Tensor) and logits.dim() == 2:
@@ -169,4 +202,4 @@ def _labels(targets: Any) -> Tensor:
             "the targets are no class numbers of shape (n,), nor does the batch hold such 'labels'. Pass a loss "
             "function of your own."
         )
-    return labels
+    return labels.long()
