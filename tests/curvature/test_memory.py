@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from curvature_cases import case, data, mlp
 from flatmin.curvature import Hessian
-from flatmin.curvature.memory import graph_bytes
+from flatmin.curvature.memory import available_memory, container_memory, graph_bytes
 from flatmin.curvature.operators import GGN, EmpiricalFisher, FunctionalHessian
 
 KINDS = [Hessian, FunctionalHessian, GGN, EmpiricalFisher]
@@ -241,6 +241,34 @@ def test_one_graph_at_a_time(kind, route):
         gc.enable()
     assert len(alive) >= 3
     assert max(alive) == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, float("inf")),
+        ({"memory.max": "max", "memory.current": "5", "memory.stat": ""}, float("inf")),
+        ({"memory.max": "100", "memory.current": "70", "memory.stat": "anon 50\ninactive_file 15\n"}, 45),
+        (
+            {
+                "memory/memory.limit_in_bytes": "100\n",
+                "memory/memory.usage_in_bytes": "90\n",
+                "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 20\n",
+            },
+            30,
+        ),
+    ],
+    ids=["none", "no limit", "version 2", "version 1"],
+)
+def test_a_container_has_its_own_limit(files, expected, tmp_path, monkeypatch):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert container_memory(tmp_path) == expected
+    monkeypatch.setattr("flatmin.curvature.memory._CGROUPS", tmp_path)
+    free = available_memory(torch.device("cpu"))
+    assert isinstance(free, int)
+    assert free == expected or (free > 2**20 and expected == float("inf"))
 
 
 def test_a_session_in_a_session_is_the_outer_one():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,17 +20,38 @@ if TYPE_CHECKING:
     from flatmin.curvature.graph import Root
 
 _UNKNOWN = 2**30  # where nothing can be asked
+_CGROUPS = Path("/sys/fs/cgroup")
+_LIMITS = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
 
 
 def available_memory(device: torch.device) -> int:
-    """Return the bytes that are free on ``device``; 1 GiB where that cannot be asked."""
+    """Return the bytes that are free on ``device``, in a container those it may take; 1 GiB where that is unknown."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     names = getattr(os, "sysconf_names", {})
     if device.type == "cpu" and {"SC_AVPHYS_PAGES", "SC_PAGE_SIZE"} <= names.keys():
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return int(max(0, min(free, container_memory(_CGROUPS))))
     return _UNKNOWN
+
+
+def container_memory(root: Path) -> float:
+    """Return the bytes that Linux's control group at ``root`` may still take; infinite where there is no limit.
+
+    What it has read from files counts as used, and is given back where memory gets short.
+    """
+    for files in _LIMITS:
+        try:
+            limit, used = (int((root / name).read_text()) for name in files[:2])  # "max" is no limit
+            found = dict(line.split() for line in (root / files[2]).read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        return limit - used + int(found.get("total_inactive_file", found.get("inactive_file", 0)))
+    return math.inf
 
 
 @dataclass(frozen=True)
