@@ -43,7 +43,7 @@ class Shelf(MutableMapping[str, Any]):
                 raise KeyError(key)
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)
-            except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            except (RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
                 self._note(f"{path} is made again: it cannot be read.")
                 raise KeyError(key) from error
 
