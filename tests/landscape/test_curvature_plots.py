@@ -75,7 +75,7 @@ def test_a_trace_of_a_hessian():
     assert len(ax.get_lines()[0].get_xdata()) == 18
 
 
-@pytest.mark.parametrize("samples", [None, torch.ones(2)])
+@pytest.mark.parametrize("samples", [None, torch.ones(2), torch.ones(3)])
 def test_a_trace_without_draws_is_refused(samples):
     with pytest.raises(ArgumentError, match=r"the trace 2 ± 0 has no draws to show, being exact or live"):
         plot_trace(TraceEstimate(value=2.0, stderr=0.0, num_matvecs=0, samples=samples))
@@ -123,6 +123,14 @@ def test_many_layers_leave_the_largest_and_the_sum_of_the_rest():
     assert labels(ax) == ["l2", "l3"]
     assert [bar.get_width() for bar in ax.patches] == pytest.approx([30, 40])
     assert ax.get_xlabel() == "share of the trace (%)\n2 others have 30 % together"
+
+
+def test_long_names_leave_room_for_the_bars():
+    name = "base_model.model.roberta.encoder.layer.11.attention.self.query.lora_A.default"
+    rows = [Layer(name=name, parameters=(), size=1, value=1.0, stderr=0.0, share=1.0, share_stderr=0.0)]
+    ax = plot_layers(LayerwiseResult(quantity="trace", layers=tuple(rows), num_matvecs=1))
+    ax.figure.canvas.draw()  # matplotlib would warn of axes without room
+    assert labels(ax) == ["base_model.mode…ion.self.query.lora_A.default"]
 
 
 def test_exact_shares_have_no_bars_of_error():

@@ -16,6 +16,8 @@ from flatmin.landscape.plots import CURVE, FAINT, MARK, finish, new_axes
 if TYPE_CHECKING:
     from flatmin.landscape.plots import Axes
 
+_LONG = 45  # characters of a layer's name
+
 
 def plot_trace(estimate: TraceEstimate, ax: Axes | None = None, *, confidence: float = 0.95) -> Axes:
     r"""Draw a trace as it converges: the mean of the first n draws with its interval, against n.
@@ -32,7 +34,7 @@ def plot_trace(estimate: TraceEstimate, ax: Axes | None = None, *, confidence: f
         The axes; ``ax.figure.savefig("trace.png")`` keeps the picture.
 
     Raises:
-        ArgumentError: It has fewer than three samples, as an exact trace does.
+        ArgumentError: It has fewer than four samples, as an exact trace does.
         ArgumentTypeError: ``estimate`` is no trace.
         MissingPackageError: matplotlib is not installed.
 
@@ -43,7 +45,7 @@ def plot_trace(estimate: TraceEstimate, ax: Axes | None = None, *, confidence: f
     """
     if not isinstance(estimate, TraceEstimate):
         raise ArgumentTypeError(f"estimate is {estimate!r}, but a trace is needed: plot_trace(trace(H)).")
-    if estimate.samples is None or estimate.samples.numel() < 3:
+    if estimate.samples is None or estimate.samples.numel() < 4:
         raise ArgumentError(
             f"the trace {plus_minus(estimate.value, estimate.stderr)} has no draws to show, being exact or live. Print "
             "it instead."
@@ -148,7 +150,7 @@ def plot_layers(layers: LayerwiseResult, ax: Axes | None = None, *, most: int = 
     ax.barh(y, shares, height=0.72, color=CURVE)
     if any(errors):
         ax.errorbar(shares, y, xerr=errors, linestyle="none", color=MARK, elinewidth=1.1, capsize=2)
-    ax.set_yticks(y, [layer.name for layer in bars])
+    ax.set_yticks(y, [_short(layer.name) for layer in bars])
     others = f"\n{len(rest)} others have {sum(rest):.3g} % together" if rest else ""
     ax.set(xlabel=f"share of the trace (%){others}", ylim=(len(bars) - 0.4, -0.6))
     ax.grid(visible=True, axis="x", color=FAINT, alpha=0.2, linewidth=0.6)
@@ -156,6 +158,11 @@ def plot_layers(layers: LayerwiseResult, ax: Axes | None = None, *, most: int = 
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
     return ax
+
+
+def _short(name: str) -> str:
+    """Return a name with its middle left out if it would leave no room for the bars."""
+    return name if len(name) <= _LONG else f"{name[: _LONG // 3]}…{name[-_LONG * 2 // 3 + 1 :]}"
 
 
 def _final(estimate: TraceEstimate) -> str:

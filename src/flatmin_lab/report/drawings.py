@@ -52,7 +52,7 @@ def drawings(found: Measurement) -> Iterator[Drawing]:
                 "confidence. The axis is logarithmic: nearly all eigenvalues lie near zero, and the flanks of their "
                 "peak are those of the smoothing; triangles mark those that are known one by one.",
             )
-        if found.trace is not None and found.trace.samples is not None and found.trace.samples.numel() > 2:
+        if found.trace is not None and found.trace.samples is not None and found.trace.samples.numel() > 3:
             figure, axes = panel(5.4, 3.6)
             plot_trace(found.trace, axes)
             yield Drawing(
