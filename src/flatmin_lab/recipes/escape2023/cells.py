@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from flatmin.problems import CoshValley, Hyperbolas, Valley
-from flatmin_lab.recipes.escape2023.scalings import METHODS
+from flatmin_lab.recipes.escape2023.scalings import METHODS, Scaling, scaling
 from flatmin_lab.seeds import generator
 
+DELTA = 0.5
 EXAMPLE_1, CONVEX, WORST, DIMENSION = "Example 1", "κ = 1", "κ = 4√ε", "over d"
 BY_EPS = (EXAMPLE_1, CONVEX, WORST)
 
@@ -39,17 +40,24 @@ class Cell:
             return Hyperbolas()
         return CoshValley(self.dim, 4 * math.sqrt(self.eps) if self.study == WORST else 1.0)
 
-    def start(self, valley: Valley, seeds: int, seed: int) -> tuple[Tensor, float]:
-        """Return where the seeds start, near a sharp minimum, and the largest eigenvalue β of the Hessian there."""
+    def minimum(self, valley: Valley) -> Tensor:
+        """Return the sharp minimum that walks start near; shape (d,)."""
+        if not isinstance(valley, CoshValley):
+            return torch.tensor([2.0, 0.5], dtype=torch.float64)
         minimum = torch.zeros(self.dim, dtype=torch.float64)
-        if isinstance(valley, CoshValley):
-            minimum[0] = math.acosh(math.exp(1 / valley.power)) if self.study == WORST else 2.0
-        else:
-            minimum[:] = torch.tensor([2.0, 0.5])
+        minimum[0] = math.acosh(math.exp(1 / valley.power)) if self.study == WORST else 2.0
+        return minimum
+
+    def start(self, valley: Valley, seeds: int, seed: int) -> Tensor:
+        """Return where the walks start, ε away from the sharp minimum; shape (seeds, d)."""
         noise = torch.randn(seeds, self.dim, generator=generator(seed, f"start {self}"), dtype=torch.float64)
-        # On the minima the trace is n times β; the valleys' examples are orthogonal and equally steep there.
-        beta = float(valley.trace(minimum)) / valley.num_examples
-        return minimum + self.eps * noise / noise.norm(dim=1, keepdim=True), beta
+        return self.minimum(valley) + self.eps * noise / noise.norm(dim=1, keepdim=True)
+
+    def scaling(self, valley: Valley) -> Scaling:
+        """Return the method's parameters, for the largest eigenvalue β of the Hessian at the sharp minimum."""
+        # The examples' slopes are orthogonal and equally steep there, so that the trace is n times β.
+        beta = float(valley.trace(self.minimum(valley))) / valley.num_examples
+        return scaling(self.method, self.eps, DELTA, beta, self.dim)
 
 
 @dataclass(frozen=True)
@@ -59,15 +67,14 @@ class Size:
     Attributes:
         seeds: Independent walks of each cell.
         eps: The accuracies of each study and method.
-        dims: Dimensions.
-        dim_eps: ε of each method in the study over d.
+        dims: The dimensions at each accuracy, of each method. SA asks for a small ε in many dimensions: the gradient of
+            a single example pushes it out of the valley by about δ²ε^(5/6) d, which must stay below one.
         dim: d of the valleys in the studies over ε.
     """
 
     seeds: int
     eps: dict[tuple[str, str], tuple[float, ...]]
-    dims: tuple[int, ...]
-    dim_eps: dict[str, float]
+    dims: dict[str, dict[float, tuple[int, ...]]]
     dim: int = 16
 
     def cells(self) -> list[Cell]:
@@ -77,7 +84,13 @@ class Size:
             for (study, method), grid in self.eps.items()
             for eps in grid
         ]
-        return by_eps + [Cell(DIMENSION, m, self.dim_eps[m], d) for m in METHODS for d in self.dims]
+        by_dim = [
+            Cell(DIMENSION, method, eps, dim)
+            for method, at in self.dims.items()
+            for eps, dims in at.items()
+            for dim in dims
+        ]
+        return by_eps + by_dim
 
 
 def _grids(*grids: tuple[float, ...]) -> dict[tuple[str, str], tuple[float, ...]]:
@@ -89,8 +102,7 @@ SIZES = {
     "toy": Size(
         4,
         _grids((0.4, 0.2), (0.1, 0.06), (0.4, 0.2), (0.1, 0.03), (0.4, 0.2), (0.1, 0.03)),
-        dims=(2, 8, 32),
-        dim_eps={"RS": 0.4, "SA": 0.1},
+        dims={"RS": {0.4: (2, 8, 32)}, "SA": {0.1: (4, 8, 16)}},
     ),
     "small": Size(
         16,
@@ -102,8 +114,10 @@ SIZES = {
             (0.1, 0.05, 0.025),
             (0.03, 0.01, 0.005, 0.002),
         ),
-        dims=(2, 4, 8, 16, 64, 256, 1000),
-        dim_eps={"RS": 0.1, "SA": 0.01},
+        dims={
+            "RS": {0.1: (2, 8, 32, 128, 1000)},
+            "SA": {0.01: (2, 3, 4, 8, 16, 32, 64), 0.0005: (32, 64, 128, 256, 512, 1000)},
+        },
     ),
     "paper": Size(
         64,
@@ -115,7 +129,9 @@ SIZES = {
             (0.1, 0.05, 0.025, 0.0125),
             (0.03, 0.01, 0.003, 0.001, 0.0003),
         ),
-        dims=(2, 4, 8, 16, 32, 64, 128, 256, 512, 1000),
-        dim_eps={"RS": 0.05, "SA": 0.005},
+        dims={
+            "RS": {0.05: (2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)},
+            "SA": {0.005: (2, 3, 4, 5, 8, 16, 32, 64), 0.0003: (16, 32, 64, 128, 256, 512, 1000)},
+        },
     ),
 }

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from flatmin_lab.recipes.escape2023.cells import Cell
     from flatmin_lab.recipes.escape2023.example1 import Walk
-    from flatmin_lab.recipes.escape2023.rates import Fits
+    from flatmin_lab.recipes.escape2023.fits import Fits
     from flatmin_lab.recipes.escape2023.reach import Reached
 
 
@@ -54,21 +54,26 @@ def draw_rates(found: Mapping[Cell, Reached], fits: Fits) -> Figure:
 
 
 def _label(name: str, study: str, method: str, fits: Fits) -> str:
-    slopes = [f"{fit.slope:.2f}".replace("-", "−") for (s, m, _), fit in fits.items() if (s, m) == (study, method)]
-    return f"{name}: {' and '.join(slopes)}"
+    slopes = [
+        f"{fit.steps.slope:.2f}".replace("-", "−") for (s, m, _), fit in fits.items() if (s, m) == (study, method)
+    ]
+    return f"{name}: {', '.join(slopes)}"
 
 
 def _draw(
     axes: Axes, found: Mapping[Cell, Reached], study: str, method: str, *, over: str, label: str, style: MethodStyle
 ) -> None:
-    cells = sorted((c for c in found if (c.study, c.method) == (study, method)), key=lambda c: getattr(c, over))
-    x = [getattr(cell, over) for cell in cells]
-    means = np.array([np.exp(np.log(found[cell].steps).mean()) for cell in cells])
-    look = {"color": style.colour.light, "marker": style.marker, "markersize": 4}
-    axes.plot(x, means, dashes=style.dashes, linewidth=1.2, label=label, **look)
-    orders = np.array([bound(method, cell.eps, cell.dim) for cell in cells])
-    at = 0 if over == "dim" else -1  # laid through the easiest cell: only its slope means anything
-    axes.plot(x, orders * means[at] / orders[at], color=MUTED.light, linewidth=0.8, zorder=0)
+    chosen = [cell for cell in found if (cell.study, cell.method) == (study, method)]
+    apart: list[float | None] = [None] if over == "eps" else list(dict.fromkeys(cell.eps for cell in chosen))
+    look = {"color": style.colour.light, "marker": style.marker, "markersize": 4, "linewidth": 1.2}
+    for i, eps in enumerate(apart):
+        cells = sorted((c for c in chosen if eps in (None, c.eps)), key=lambda c: getattr(c, over))
+        x = [getattr(cell, over) for cell in cells]
+        means = np.array([np.exp(np.log(found[cell].steps).mean()) for cell in cells])
+        axes.plot(x, means, dashes=style.dashes, label=None if i else label, **look)
+        orders = np.array([bound(method, cell.eps, cell.dim) for cell in cells])
+        at = 0 if over == "dim" else -1  # laid through one cell: only its slope means anything
+        axes.plot(x, orders * means[at] / orders[at], color=MUTED.light, linewidth=0.8, zorder=0)
 
 
 def draw_example1(walks: Mapping[str, Walk]) -> Figure:

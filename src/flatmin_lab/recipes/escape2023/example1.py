@@ -159,7 +159,7 @@ def _end_table(valley: Hyperbolas, walks: dict[str, Walk]) -> Table:
                 max(f.trace_gradient_norm for f in found),
             )
         )
-    columns = ("method", "flat", "‖x − Φ(x)‖", "f(x) − f(Φ(x))", "‖∇f(x)‖", "trace over d", "‖∇[tr̄(Φ(x))]‖")
+    columns = ("method", "flat", "‖x − Φ(x)‖", "f(x) − f(Φ(x))", "‖∇f(x)‖", "trace over d", "‖∇(tr̄∘Φ)(x)‖")
     caption = (
         f"The first seeds after {_FINAL_STEPS} steps of gradient descent from the last iterate, as is_flat sees them "
         f"for ε = {EPS:g}, ε′ = {math.sqrt(EPS):g}; the largest of each."

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatmin.errors import NonFiniteError
 from flatmin_lab.recipes.escape2023.rows import direction
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Reached:
     Attributes:
         steps: Steps until gradient descent alone leads into an (ε, √ε)-flat minimum, within 2 %; NaN where that was not
             so. Shape (seeds,).
+        perturbed_steps: How many of them were perturbed, the others being of gradient descent above the threshold.
         final_steps: Of gradient descent from there until ‖x − Φ(x)‖ ≤ ε, the phase that Theorem 2 ends with.
         points: The ends, (seeds, d).
         distances: ‖x − Φ(x)‖ there, by the closed form.
@@ -35,6 +37,7 @@ class Reached:
     """
 
     steps: np.ndarray
+    perturbed_steps: np.ndarray
     final_steps: np.ndarray
     points: Tensor
     distances: np.ndarray
@@ -67,15 +70,16 @@ def reach(
         seed: Of everything random.
         max_steps: To give up after.
         watch: Told at every look how many seeds have arrived.
+
+    Raises:
+        NonFiniteError: A walk diverged.
     """
-    x, ends = start, start.clone()
-    steps, final_steps, look = (
-        torch.full((len(start),), math.nan, dtype=torch.float64),
-        torch.zeros_like(start[:, 0]),
-        0,
-    )
+    x, ends, look = start, start.clone(), 0
+    steps = torch.full_like(start[:, 0], math.nan)
+    perturbed, final_steps = torch.zeros_like(steps), torch.zeros_like(steps)
     for step in range(max_steps + 1):
         if step >= look or step == max_steps:
+            _check_finite(x, f"{method} with ε = {eps:g} in {valley.dim} dimensions", step)
             below, counts = _descend(valley, x, scaling.descent, eps)
             is_flat = (_slopes(valley, below) <= math.sqrt(eps)) & (_distances(valley, below) <= eps)
             arrived = steps.isnan() & is_flat
@@ -84,9 +88,24 @@ def reach(
             if not bool(steps.isnan().any()):
                 break
             look = max(step + 1, math.ceil(step * (1 + _RESOLUTION)))
+        perturbed += steps.isnan() & (valley.gradient(x).norm(dim=-1) <= scaling.threshold)
         x = x - scaling.eta * direction(valley, method, x, scaling, seed=seed, step=step)
-    distances = _distances(valley, ends).numpy()
-    return Reached(steps.numpy(), final_steps.numpy(), ends, distances, _slopes(valley, ends).numpy())
+    return Reached(
+        steps.numpy(),
+        perturbed.numpy(),
+        final_steps.numpy(),
+        ends,
+        _distances(valley, ends).numpy(),
+        _slopes(valley, ends).numpy(),
+    )
+
+
+def _check_finite(x: Tensor, who: str, step: int) -> None:
+    if not bool(x.isfinite().all()):
+        raise NonFiniteError(
+            f"{who} left the finite numbers before step {step}. Likely cause: a step along a single example's gradient "
+            "leaves the valley, as it does in many dimensions. Choose a smaller ε or fewer dimensions."
+        )
 
 
 def _descend(valley: Valley, x: Tensor, step: float, eps: float) -> tuple[Tensor, Tensor]:
