@@ -115,8 +115,8 @@ def diagonal(
     Args:
         operator: Anything with ``shape`` (d, d), ``dtype``, ``device`` and ``@``.
         num_matvecs: Products to spend: 2n for ``"xdiag"``, at least 6; for ``"hutchinson"`` at least 2. From d on, the
-            diagonal is read off d unit vectors, without error. Memory: 4n vectors of d coordinates for ``"xdiag"``, a
-            few for ``"hutchinson"``.
+            diagonal is read off d unit vectors, without error. Memory: 6n vectors of d coordinates for ``"xdiag"``,
+            some 50 (or as many as fit into 2²⁶ numbers, three times) for ``"hutchinson"``.
         method: As above.
         seed: Seed of the signs.
 
