@@ -13,9 +13,10 @@ from pathlib import Path
 
 import matplotlib as mpl
 
+from flatmin.bounds.certificate import rounded_up
 from flatmin_lab.certificate_record import CertificateRecord, CertificateSweep
 from flatmin_lab.recipes.coverage import CoverageTable, coverage
-from flatmin_lab.report.certified import certified_figure
+from flatmin_lab.report.certified import certified_figure, in_percent
 from flatmin_lab.report.style import PAPER
 from flatmin_lab.report.svg import RC
 
@@ -40,15 +41,16 @@ def recipe_rows() -> list[str]:
     """Return a row for each recipe, errors in per cent."""
     rows = []
     for r in records():
-        parts = (r.risk, r.empirical_risk, r.monte_carlo_upper - r.empirical_risk, r.risk - r.monte_carlo_upper)
-        beside = (r.stochastic_test_error, r.test_error, r.single_draw, r.hold_out)
-        rows.append(_row(f"`{r.what}`", f"{r.n:,}", *_percent(parts), f"{r.kl:.2g}", *_percent(beside)))
+        parts = (r.empirical_risk, r.monte_carlo_upper - r.empirical_risk, r.risk - r.monte_carlo_upper)
+        tests = (r.stochastic_test_error, r.test_error)
+        beside = (f"{r.kl:.2g}", *_percent(tests), *_bounds(r.single_draw, r.hold_out))
+        rows.append(_row(f"`{r.what}`", f"{r.n:,}", *_bounds(r.risk), *_percent(parts), *beside))
     return rows
 
 
 def other_rows() -> list[str]:
     """Return a row for each recipe with what every inequality gives, in per cent."""
-    return [_row(f"`{r.what}`", *_percent(tuple(r.other_bounds.values()))) for r in records()]
+    return [_row(f"`{r.what}`", *_bounds(*r.other_bounds.values())) for r in records()]
 
 
 def sweep_rows() -> list[str]:
@@ -56,8 +58,7 @@ def sweep_rows() -> list[str]:
     rows = []
     for sweep in sweeps():
         for sigma, r in zip(sweep.sigmas, sweep.records, strict=True):
-            errors = (r.risk, r.hold_out, r.stochastic_test_error, r.test_error)
-            rows.append(_row(f"`{sweep.what}`", f"{sigma:g}", *_percent(errors), f"{r.kl:.2g}"))
+            rows.append(_row(f"`{sweep.what}`", f"{sigma:g}", *in_percent(r), f"{r.kl:.2g}"))
     return rows
 
 
@@ -68,6 +69,10 @@ def coverage_rows() -> list[str]:
         share = f"{100 * r.share:.2f} ± {100 * r.stderr:.2f}" if 0 < r.share < 1 else f"{100 * r.share:.0f}"
         rows.append(_row(r.problem, r.bound, f"{r.repetitions:,}", share, f"{r.truth:.3f}", f"{r.value:.3f}"))
     return rows
+
+
+def _bounds(*errors: float) -> list[str]:
+    return [rounded_up(100 * error, decimals=2) for error in errors]
 
 
 def _percent(errors: tuple[float, ...]) -> list[str]:

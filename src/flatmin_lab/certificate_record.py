@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flatmin.bounds import INEQUALITIES
+from flatmin.bounds.certificate import confidence
 from flatmin_lab.environment import environment
 from flatmin_lab.spec import Value
 
@@ -156,7 +157,7 @@ def as_record(
 
 def _each_alone(delta: float) -> str:
     return (
-        f"Each bound holds with probability {1 - delta:.4g} by itself. Those of the stochastic predictor, its "
+        f"Each bound holds with probability {confidence(delta)} by itself. Those of the stochastic predictor, its "
         "cross-entropy and the network drawn, and the hold-out bound hold all at once with probability "
-        f"{max(0.0, 1 - 4 * delta):.4g}. The inequality was fixed; what another gives is no second chance."
+        f"{confidence(min(1.0, 4 * delta))}. The inequality was fixed; what another gives is no second chance."
     )

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from flatmin.bounds import binomial, certify, certify_draw, posterior_risk, zero_one
 from flatmin.bounds.monte_carlo import batch_mean
@@ -20,9 +17,9 @@ from flatmin_lab.certificate_record import CertificateRecord, CertificateSweep, 
 from flatmin_lab.errors import StoreError
 from flatmin_lab.files import explained, write_whole
 from flatmin_lab.lock import FolderLock
-from flatmin_lab.models.loading import read_weights
 from flatmin_lab.recipes.certificates import CertificateRecipe, Certified, Watch, num_errors, run
 from flatmin_lab.recipes.registry import certificate_recipe
+from flatmin_lab.shelf import Shelf
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +87,7 @@ def certify_sweep(
     records = []
     for sigma in tried:
         here = replace(recipe, sigma=sigma, delta=recipe.delta / len(tried))
-        place = folder / f"sigma-{sigma:g}"
+        place = folder / f"sigma-{_name(sigma)}"
 
         def watched(what: str, done: int, total: int, sigma: float = sigma) -> None:
             watch(f"sigma {sigma:g}, {what}", done, total)
@@ -119,15 +116,14 @@ def _of_recipe(
     try:
         _require_same(folder / "recipe.json", asked)
 
+        shelf = Shelf(folder, note)
+
         def keep(stage: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-            path = folder / f"{stage}.pt"
-            if path.is_file():
-                note(f"{path} is there; training goes on from it.")
-                return read_weights(path)
-            weights = make()
-            content = io.BytesIO()
-            torch.save(weights, content)
-            write_whole(path, content.getvalue())
+            weights = shelf.get(stage)
+            if weights is not None:
+                note(f"{folder / stage}.pt is there; training goes on from it.")
+                return weights
+            shelf[stage] = weights = make()
             return weights
 
         found = run(recipe, train, test, seed=seed, watch=watch, keep=keep)
@@ -191,7 +187,7 @@ def certify_run(path: Path, *, sigmas: Sequence[float] | None, delta: float, num
         test_error=errors / len(splits.test),
         noisy=noisy.value,
         hold_out=(binomial(errors, len(splits.test), delta), "the network itself on the test data"),
-        tried={f"{sigma:g}": bound for sigma, bound in zip(tried, certificate.tried, strict=True)},
+        tried={_name(sigma): bound for sigma, bound in zip(tried, certificate.tried, strict=True)},
         remarks=(_LABELS,),
     )
 
@@ -208,6 +204,10 @@ def _record(name: str, seed: int, found: Certified) -> CertificateRecord:
         hold_out=(found.hold_out, "the prior's network on the certified examples"),
         tried={},
     )
+
+
+def _name(sigma: float) -> str:
+    return f"{sigma:.12g}"  # in which two values that differ are two names
 
 
 def _settings(recipe: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 
 from flatmin.errors import ArgumentError, DataError
 from flatmin_lab import certification, cli
-from flatmin_lab.certificate_record import CertificateSweep, other_bounds
+from flatmin_lab.certificate_record import CertificateRecord, CertificateSweep, other_bounds
 from flatmin_lab.certification import certify_recipe, certify_run, certify_sweep
 from flatmin_lab.commands.present import certificate_rows
 from flatmin_lab.data.mnist import mnist
@@ -79,7 +79,12 @@ def test_a_recipe_goes_on_where_it_was(tmp_path, monkeypatch):
     assert again == first
     assert len(notes) == 1
     assert "prior.pt is there" in notes[0]
-    with pytest.raises(StoreError, match="another recipe, seed"):
+    (tmp_path / "run" / "posterior.pt").write_bytes(b"half a file")
+    (tmp_path / "run" / "certificate.json").write_text("half a certificate")
+    assert certify_recipe("digits-fcn", tmp_path / "run", **options) == first
+    assert CertificateRecord.model_validate_json((tmp_path / "run" / "certificate.json").read_bytes()) == first
+    assert "posterior.pt is made again" in notes[2]
+    with pytest.raises(StoreError, match="was begun"):
         certify_recipe("digits-fcn", tmp_path / "run", **options | {"seed": 1})
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
@@ -177,6 +182,8 @@ def test_the_table_tells_certificates_from_what_is_none(given):
     assert sum("no certificate" in name for name in rows) == 2
     assert rows["on test data, the weights themselves (no certificate)"] == f"{given.test_error:.4f}"
     assert "inequality seeger-maurer instead" not in rows
+    name = next(name for name in rows if name.startswith("hold-out"))
+    assert given.hold_out <= float(rows[name]) < given.hold_out + 1e-4
 
 
 def test_every_recipe_is_there():

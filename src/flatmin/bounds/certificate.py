@@ -95,14 +95,17 @@ class Certificate:
         return textwrap.fill(head + " " + body + " ".join(self.assumptions), width=100)
 
 
-def rounded_up(bound: float) -> str:
-    """Return a bound in decimal digits, rounded upwards: what is printed must hold too.
+def rounded_up(bound: float, *, decimals: int | None = None) -> str:
+    """Return a bound in four digits, or with so many ``decimals``, rounded upwards: what is printed must hold too.
 
     Example:
-        >>> rounded_up(0.123412), rounded_up(1e-6)
-        ('0.1235', '0.000001')
+        >>> rounded_up(0.123412), rounded_up(1e-6), rounded_up(0.012301, decimals=4)
+        ('0.1235', '0.000001', '0.0124')
     """
-    return f"{Context(prec=_DIGITS, rounding=ROUND_CEILING).create_decimal(repr(float(bound))):f}"
+    exact = Decimal(repr(float(bound)))
+    if decimals is not None:
+        return str(exact.quantize(Decimal(1).scaleb(-decimals), rounding=ROUND_CEILING))
+    return f"{Context(prec=_DIGITS, rounding=ROUND_CEILING).create_decimal(exact):f}"
 
 
 def confidence(delta: float) -> str:

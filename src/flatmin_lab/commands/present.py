@@ -69,22 +69,23 @@ def certificate_rows(record: CertificateRecord) -> list[tuple[str, str]]:
     """Return the rows of a certificate's table: names and numbers."""
     level = f"{100 * record.confidence:g} %"
     rows = [
-        (f"certified, networks drawn from the posterior ({record.bound}, {level})", record.risk),
-        (f"certified, one network drawn ({level})", record.single_draw),
-        ("on the examples, networks drawn", record.empirical_risk),
-        ("on the examples, networks drawn: upper end", record.monte_carlo_upper),
-        ("on test data, networks drawn (no certificate)", record.stochastic_test_error),
-        ("on test data, the weights themselves (no certificate)", record.test_error),
-        (f"certified, clamped cross-entropy scaled to [0, 1] ({level})", record.cross_entropy),
+        (f"certified, networks drawn from the posterior ({record.bound}, {level})", _told(record.risk)),
+        (f"certified, one network drawn ({level})", _told(record.single_draw)),
+        ("on the examples, networks drawn", f"{record.empirical_risk:.4f}"),
+        ("on the examples, networks drawn: upper end", _told(record.monte_carlo_upper)),
+        ("on test data, networks drawn (no certificate)", f"{record.stochastic_test_error:.4f}"),
+        ("on test data, the weights themselves (no certificate)", f"{record.test_error:.4f}"),
+        (f"certified, clamped cross-entropy scaled to [0, 1] ({level})", _told(record.cross_entropy)),
+        (f"hold-out bound of {record.hold_out_of}, for comparison ({level})", _told(record.hold_out)),
     ]
-    rows.append((f"hold-out bound of {record.hold_out_of}, for comparison ({level})", record.hold_out))
     others = [item for item in record.other_bounds.items() if item[0] != record.bound]
-    rows += [(f"inequality {name} instead", value) for name, value in others]
-    return [(name, _told(value)) for name, value in rows]
+    return rows + [(f"inequality {name} instead", _told(value)) for name, value in others]
 
 
 def _told(bound: float) -> str:
-    return "vacuous" if bound >= 0.995 else f"{bound:.4f}"
+    from flatmin.bounds.certificate import rounded_up
+
+    return "vacuous" if bound >= 0.995 else rounded_up(bound, decimals=4)
 
 
 def present_sweep(sweep: CertificateSweep, folder: Path, *, as_json: bool) -> None:

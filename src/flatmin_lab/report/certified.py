@@ -10,6 +10,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from rich import box
 from rich.table import Table
 
+from flatmin.bounds.certificate import rounded_up
 from flatmin_lab.report.style import method_styles
 from flatmin_lab.report.svg import RC
 
@@ -27,6 +28,7 @@ _COLUMNS: dict[str, Callable[[CertificateRecord], float]] = {
     "test data, networks drawn": lambda r: r.stochastic_test_error,
     "test data, weights alone": lambda r: r.test_error,
 }
+_BOUNDS = ("certified", "hold-out bound, prior's network")
 
 
 def certified_table(sweep: CertificateSweep) -> Table:
@@ -41,9 +43,14 @@ def certified_table(sweep: CertificateSweep) -> Table:
     for name in ("σ", *_COLUMNS, "KL"):
         table.add_column(name, justify="right")
     for sigma, record in zip(sweep.sigmas, sweep.records, strict=True):
-        errors = (f"{100 * column(record):.2f}" for column in _COLUMNS.values())
-        table.add_row(f"{sigma:g}", *errors, f"{record.kl:.3g}")
+        table.add_row(f"{sigma:g}", *in_percent(record), f"{record.kl:.3g}")
     return table
+
+
+def in_percent(record: CertificateRecord) -> list[str]:
+    """Return what the table and the figure show of a certificate: bounds rounded upwards, estimates to the nearest."""
+    values = {label: 100 * column(record) for label, column in _COLUMNS.items()}
+    return [rounded_up(v, decimals=2) if label in _BOUNDS else f"{v:.2f}" for label, v in values.items()]
 
 
 def summary(sweep: CertificateSweep) -> str:
