@@ -156,6 +156,7 @@ def test_nothing_is_left_changed():
     ("changes", "error", "message"),
     [
         ({"sigma": 0.0}, ArgumentError, "sigma is 0, but it must be above 0"),
+        ({"sigma": 1e200}, ArgumentError, "sigma is 1e\\+200, whose square"),
         ({"num_samples": 1}, ArgumentError, "num_samples is 1.*one has no standard error"),
         ({"rtol": 0.0}, ArgumentError, "rtol is 0"),
         ({"atol": "1"}, ArgumentTypeError, "atol is '1'"),
@@ -168,6 +169,13 @@ def test_messages(changes, error, message):
     given = {"model": mlp().double(), "loss_fn": functional.cross_entropy, "batches": data(), "sigma": 0.1} | changes
     with pytest.raises(error, match=message):
         perturbation_trace(given.pop("model"), given.pop("loss_fn"), given.pop("batches"), **given)
+
+
+def test_noise_below_the_rounding_of_the_weights_tells_nothing_of_kinks():
+    estimate = perturbation_trace(
+        mlp(), functional.cross_entropy, data(dtype=torch.float32), sigma=1e-12, num_samples=4
+    )
+    assert estimate.kinks is None
 
 
 def test_exponent_of_an_exact_quadratic_is_not_a_number():

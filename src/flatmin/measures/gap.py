@@ -6,6 +6,7 @@ r"""The perturbation gap: how much the loss rises, on average, when noise is add
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,14 @@ import torch
 from flatmin.checks import positive, whole
 from flatmin.curvature.results import Estimate, TraceEstimate, plus_minus
 from flatmin.curvature.risk import EmpiricalRisk
-from flatmin.errors import ArgumentError, NonFiniteError
+from flatmin.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from flatmin.noise import resolve_law
 from flatmin.perturb.displace import Displacer
 from flatmin.perturb.flow import Draw
 from flatmin.streams import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import nn
     from torch.distributed import ProcessGroup
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from flatmin.curvature.observe import Mode
     from flatmin.noise import Law
 
+_SQUARED = (1e-150, 1e150)
 _STREAM = int.from_bytes(b"gap")  # far from the steps of a training run, whose noise must not come back here
 
 
@@ -140,7 +142,7 @@ def perturbation_gap(
         >>> round(gap.value, 6), round(gap.trace.value, 4)         # tr H = 2/3 · 3
         (0.01, 2.0)
     """
-    sigma = checked(sigma, num_samples, seed)
+    sigma = checked(sigma, seed, num_samples)
     risk = EmpiricalRisk(model, loss_fn, batches, mode=mode, sharded=True, group=group)
     with risk.observed(), closing(Pairs(risk, noise, seed, matching(risk.layout, parameters))) as pairs:
         return pairs.estimate(sigma, num_samples)
@@ -150,7 +152,9 @@ def matching(layout: Layout, parameters: str | Sequence[str] | None) -> list[str
     """Return the names that fit a pattern or patterns; None, which stands for all, for None."""
     if parameters is None:
         return None
-    patterns = [parameters] if isinstance(parameters, str) else list(parameters)
+    patterns: Any = [parameters] if isinstance(parameters, str) else parameters
+    if not isinstance(patterns, Collection) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise ArgumentTypeError(f"parameters is {parameters!r}, but patterns of names are needed, such as '*.weight'.")
     if not patterns:
         raise ArgumentError(
             "parameters is empty, so nothing would be moved. Name patterns, such as '*.weight', or leave it out to "
@@ -159,11 +163,14 @@ def matching(layout: Layout, parameters: str | Sequence[str] | None) -> list[str
     return layout.matching(*patterns)
 
 
-def checked(sigma: float, num_samples: int, seed: int) -> float:
+def checked(sigma: float, seed: int, num_samples: int = 2) -> float:
     """Return ``sigma`` as a float, the arguments of a gap being what they must be."""
     whole("num_samples", num_samples, minimum=2, hint="It counts pairs of points; one has no standard error.")
     whole("seed", seed, minimum=0, hint="It is the seed of the noise.")
-    return positive("sigma", sigma, hint="It is the standard deviation of the noise, in units of the weights.")
+    sigma = positive("sigma", sigma, hint="It is the standard deviation of the noise, in units of the weights.")
+    if not _SQUARED[0] < sigma < _SQUARED[1]:
+        raise ArgumentError(f"sigma is {sigma}, whose square is beyond all numbers. Take one such as 0.01.")
+    return sigma
 
 
 class Pairs:

@@ -78,7 +78,7 @@ def layerwise_gap(
         >>> {row.name: round(row.estimate.trace.value, 4) for row in gaps}       # 2/3 · 3 and 2
         {'weight': 2.0, 'bias': 2.0}
     """
-    sigma = checked(sigma, num_samples, seed)
+    sigma = checked(sigma, seed, num_samples)
     risk = EmpiricalRisk(model, loss_fn, batches, mode=mode, sharded=True, group=group)
     layers, clean, rows = grouped(risk.layout, groups), None, list[Layer]()
     with risk.observed():

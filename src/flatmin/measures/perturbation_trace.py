@@ -16,7 +16,7 @@ from flatmin.checks import positive, whole
 from flatmin.curvature.results import Estimate, TraceEstimate, plus_minus
 from flatmin.curvature.risk import EmpiricalRisk
 from flatmin.curvature.trace.sampling import Drawn, Goal, Samples
-from flatmin.measures.gap import Pairs, matching
+from flatmin.measures.gap import Pairs, checked, matching
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -137,8 +137,7 @@ def perturbation_trace(
         >>> perturbation_trace(model, nn.functional.mse_loss, data, sigma=0.1, num_samples=10, noise="rademacher").kinks
         False
     """
-    sigma = positive("sigma", sigma, hint="It is the standard deviation of the noise, in units of the weights.")
-    whole("seed", seed, minimum=0, hint="It is the seed of the noise.")
+    sigma = checked(sigma, seed)
     goal = _goal(num_samples, rtol, atol)
     risk = EmpiricalRisk(model, loss_fn, batches, mode=mode, sharded=True, group=group)
     with risk.observed(), closing(Pairs(risk, noise, seed, matching(risk.layout, parameters))) as pairs:
@@ -196,6 +195,8 @@ def _compared(pairs: Pairs, at_sigma: Tensor, sigma: float, eps: float) -> _Comp
     far, near, size = (float(d.square().mean().sqrt()) for d in (drop, next_drop, half))
     rounding = 2 / (sigma / 4) ** 2 * eps * abs(pairs.clean_loss)
     exponent = math.log2(far / near) if far > 0 and near > 0 else math.nan
+    if size < rounding:
+        return _Comparison(drop, exponent, kinks=None)
     if far <= _NEGLIGIBLE * size:
         return _Comparison(drop, exponent, kinks=False)
     if exponent < _SMOOTH:
