@@ -11,12 +11,12 @@ NAMES = """
     LabelNoise TargetNoise DistancePenalty DistanceProjection
     Hessian GGN FunctionalHessian EmpiricalFisher FiniteDifferenceHessian ForwardOnlyHessian
     trace top_eigenvalues spectral_density layerwise diagonal frobenius_norm normalized_trace ggn_trace
-    perturbation_gap perturbation_trace measure
+    perturbation_gap layerwise_gap perturbation_trace measure is_flat
     TraceEstimate EigenPairs SpectralDensity LayerwiseResult DiagonalEstimate FrobeniusEstimate GGNTrace
-    GapEstimate PerturbationTrace Measurement
+    GapEstimate PerturbationTrace Measurement Flatness
     certify certify_draw Certificate
     Binomial Gaussian Laplace Rademacher Uniform
-    bounds compat curvature flows gradient landscape schedules spread
+    bounds compat curvature flows gradient landscape problems schedules spread
     ArgumentError ArgumentTypeError ClosureError DataError FlatminError NonFiniteError ProbeError RankError
 """
 

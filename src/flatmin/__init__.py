@@ -5,7 +5,7 @@
 >>> opt = fm.NSO(torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9), sigma=0.01, seed=0)
 """
 
-from flatmin import bounds, compat, curvature, flows, landscape
+from flatmin import bounds, compat, curvature, flows, landscape, problems
 from flatmin.bounds import Certificate, certify, certify_draw
 from flatmin.curvature import (
     GGN,
@@ -41,12 +41,15 @@ from flatmin.errors import (
     RankError,
 )
 from flatmin.measures import (
+    Flatness,
     GapEstimate,
     Measurement,
     PerturbationTrace,
     RadiusSearch,
     find_rho,
     find_sigma,
+    is_flat,
+    layerwise_gap,
     measure,
     perturbation_gap,
     perturbation_trace,
@@ -97,6 +100,7 @@ __all__ = [
     "EmpiricalFisher",
     "FiniteDifferenceHessian",
     "FlatminError",
+    "Flatness",
     "ForwardOnlyHessian",
     "FrobeniusEstimate",
     "FunctionalHessian",
@@ -134,13 +138,16 @@ __all__ = [
     "frobenius_norm",
     "ggn_trace",
     "gradient",
+    "is_flat",
     "landscape",
     "layerwise",
+    "layerwise_gap",
     "measure",
     "normalized_trace",
     "optimal_sigma",
     "perturbation_gap",
     "perturbation_trace",
+    "problems",
     "schedules",
     "spectral_density",
     "spread",

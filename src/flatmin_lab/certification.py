@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +14,8 @@ from flatmin.checks import positive
 from flatmin.curvature.risk import EmpiricalRisk
 from flatmin_lab.certificate_record import CertificateRecord, CertificateSweep, as_record
 from flatmin_lab.errors import StoreError
-from flatmin_lab.files import explained, write_whole
-from flatmin_lab.lock import FolderLock
+from flatmin_lab.files import write_whole
+from flatmin_lab.lock import kept_for
 from flatmin_lab.recipes.certificates import CertificateRecipe, Certified, Watch, num_errors, run
 from flatmin_lab.recipes.registry import certificate_recipe
 from flatmin_lab.shelf import Shelf
@@ -108,14 +107,8 @@ def _of_recipe(
     note: Callable[[str], object],
 ) -> CertificateRecord:
     train, test = recipe.source(root)
-    asked = json.dumps({"recipe": recipe.name, "seed": seed, "settings": _settings(recipe)}, sort_keys=True)
-    lock = FolderLock(folder)
-    with explained(folder, "write"):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    try:
-        _require_same(folder / "recipe.json", asked)
-
+    asked = {"recipe": recipe.name, "seed": seed, "settings": _settings(recipe)}
+    with kept_for(folder, asked):
         shelf = Shelf(folder, note)
 
         def keep(stage: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -130,8 +123,6 @@ def _of_recipe(
         record = _record(recipe.name, seed, found)
         write_whole(folder / RECORD, record.model_dump_json(indent=2).encode())
         return record
-    finally:
-        lock.release()
 
 
 def certify_run(path: Path, *, sigmas: Sequence[float] | None, delta: float, num_passes: int) -> CertificateRecord:
@@ -212,20 +203,3 @@ def _name(sigma: float) -> str:
 
 def _settings(recipe: Any) -> dict[str, Any]:
     return {k: v for k, v in vars(recipe).items() if isinstance(v, (int, float, str, bool))}
-
-
-def _require_same(path: Path, asked: str) -> None:
-    """Take up a folder that is empty or was begun with the same settings."""
-    if path.is_file():
-        if path.read_text() != asked:
-            raise StoreError(
-                f"{path.parent} was begun with another recipe, seed or setting. Choose another folder with --out."
-            )
-        return
-    strangers = sorted(p.name for p in path.parent.iterdir() if p.name != ".lock")
-    if strangers:
-        raise StoreError(
-            f"{path.parent} holds other files ({', '.join(strangers[:3])}, ...). Choose a new or empty folder with "
-            "--out."
-        )
-    write_whole(path, asked.encode())

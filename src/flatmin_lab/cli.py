@@ -17,6 +17,11 @@ _DESCRIPTION = """Train into flat minima, measure how flat they are, and compare
 
 Interrupted work is continued by giving the same command again. `flatmin --version` prints the version."""
 
+_KEPT = {
+    "measure": "Finished products are kept; continue with them",
+    "reproduce": "Nothing was written; begin again",
+}
+
 _EXTRA = {"jinja2", "matplotlib", "pandas", "pydantic", "rich", "scipy", "sklearn", "tyro"}
 
 
@@ -37,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(given)
     except KeyboardInterrupt:
         again = shlex.join(["flatmin", *given])
-        kept = "Finished products" if given[:1] == ["measure"] else "Finished runs"
-        return _end(f"Interrupted. {kept} are kept; continue with them: {again}", INTERRUPTED)
+        kept = _KEPT.get(given[0] if given else "", "Finished runs are kept; continue with them")
+        return _end(f"Interrupted. {kept}: {again}", INTERRUPTED)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRA:

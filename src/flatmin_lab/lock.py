@@ -1,17 +1,23 @@
-"""One process at a time in a run folder."""
+"""One process at a time in a folder, and one thing."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from flatmin_lab.errors import LockedError
+from flatmin_lab.errors import LockedError, StoreError
+from flatmin_lab.files import explained, write_whole
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+_LOCK, _ASKED = ".lock", "recipe.json"
 
 
 class FolderLock:
@@ -26,7 +32,7 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._path = folder / ".lock"
+        self._path = folder / _LOCK
         self._file: IO[str] | None = None
 
     def acquire(self) -> None:
@@ -69,3 +75,45 @@ class FolderLock:
         if fcntl is None:
             message += f" If that process no longer runs, delete {self._path}."
         return LockedError(message)
+
+
+@contextmanager
+def kept_for(folder: Path, asked: Mapping[str, Any]) -> Iterator[None]:
+    """Hold a folder for what was asked for: a new one, an empty one, or one that was begun with the same.
+
+    Args:
+        folder: The folder; made if it is missing.
+        asked: What is made there, as JSON has it; kept in ``recipe.json``.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        LockedError: Another process works there.
+        StoreError: It was begun for something else, holds other files, or cannot be written.
+    """
+    lock = FolderLock(folder)
+    with explained(folder, "write"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        _claim(folder, json.dumps(asked, sort_keys=True))
+        yield
+    finally:
+        lock.release()
+
+
+def _claim(folder: Path, asked: str) -> None:
+    path = folder / _ASKED
+    if path.is_file():
+        with explained(path, "read"):
+            former = path.read_text(errors="replace")
+        if former != asked:
+            raise StoreError(f"{folder} was begun for {former}, and this is {asked}. Choose another folder with --out.")
+        return
+    strangers = sorted(p.name for p in folder.iterdir() if p.name != _LOCK)
+    if strangers:
+        raise StoreError(
+            f"{folder} holds other files ({', '.join(strangers[:3])}, ...). Choose a new or empty folder with --out."
+        )
+    write_whole(path, asked.encode())

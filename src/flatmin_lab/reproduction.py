@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,15 +9,14 @@ from pathlib import Path
 import flatmin
 from flatmin.checks import choice, whole
 from flatmin_lab.environment import environment
-from flatmin_lab.errors import StoreError
 from flatmin_lab.files import explained, write_whole
-from flatmin_lab.lock import FolderLock
+from flatmin_lab.lock import kept_for
 from flatmin_lab.recipes.outcome import Table, Watch, publish
 from flatmin_lab.recipes.registry import SIZES
 from flatmin_lab.recipes.reproductions import REPRODUCTIONS
 from flatmin_lab.spec import Value
 
-ASKED, RECORD = "recipe.json", "reproduction.json"
+RECORD = "reproduction.json"
 
 
 class ReproductionRecord(Value):
@@ -73,12 +71,7 @@ def reproduce(
     choice("name", name, REPRODUCTIONS)
     choice("size", size, SIZES)
     whole("seed", seed, minimum=0, hint="It is the seed of everything random.")
-    lock = FolderLock(folder)
-    with explained(folder, "write"):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    try:
-        _require_same(folder, {"reproduction": name, "size": size, "seed": seed})
+    with kept_for(folder, {"reproduction": name, "size": size, "seed": seed}):
         former = _finished(folder / RECORD, note)
         if former is not None:
             note(f"{folder} has it finished; nothing is computed again.")
@@ -86,8 +79,6 @@ def reproduce(
         record = _made(name, size, seed, folder, watch)
         write_whole(folder / RECORD, record.model_dump_json(indent=2).encode())  # last: now it is finished
         return record
-    finally:
-        lock.release()
 
 
 def _made(name: str, size: str, seed: int, folder: Path, watch: Watch) -> ReproductionRecord:
@@ -121,22 +112,3 @@ def _finished(path: Path, note: Callable[[str], object]) -> ReproductionRecord |
         note(f"{path} is made again: it is of flatmin {record.environment['flatmin']}.")
         return None
     return record
-
-
-def _require_same(folder: Path, asked: dict[str, str | int]) -> None:
-    """Take up a folder that is empty or was begun with the same arguments."""
-    path, content = folder / ASKED, json.dumps(asked, sort_keys=True)
-    if path.is_file():
-        former = path.read_text()
-        if former != content:
-            raise StoreError(
-                f"{folder} holds another reproduction, {former}, and this one is {content}. Choose another folder with "
-                "--out."
-            )
-        return
-    strangers = sorted(p.name for p in folder.iterdir() if p.name != ".lock")
-    if strangers:
-        raise StoreError(
-            f"{folder} holds other files ({', '.join(strangers[:3])}, ...). Choose a new or empty folder with --out."
-        )
-    write_whole(path, content.encode())

@@ -48,6 +48,7 @@ def test_commands_and_options_are_these():
             "json",
         ],
         "Certify": ["what", "sigma", "delta", "passes", "seed", "data_root", "out", "json"],
+        "Reproduce": ["name", "size", "seed", "out", "list", "json"],
         "Report": ["folder", "json"],
     }
 
