@@ -87,10 +87,11 @@ def test_rows_part_at_the_threshold():
         assert not torch.allclose(found[0], 2 * valley.gradient(near))
 
 
-def test_an_example_without_a_gradient_is_left_by_a_random_step():
-    """Remark 2: at y = 0 no ∇f_i has a direction; the one after a tiny step does."""
+@pytest.mark.parametrize("y", [0.0, 1e-170, 1e-200])
+def test_an_example_without_a_gradient_is_left_by_a_random_step(y):
+    """Remark 2: at y = 0 no ∇f_i has a direction, nor where squares underflow; the one after a tiny step does."""
     valley = CoshValley(3)
-    x = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64)
+    x = torch.tensor([[1.0, y, y]], dtype=torch.float64)
     found = direction(valley, "SA", x, Scaling(0.1, 0.1, rho=0.1, threshold=1.0), seed=0, step=0)
     # ∇f_i at x ± ρ e_i: along the valley κ/2 n h tanh ρ², and ± n h ρ across.
     h = math.cosh(1.0)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from flatmin_lab.recipes.escape2023.scalings import Scaling
 
 _CPU = torch.device("cpu")
+_ZERO = 1e-150  # norms below are of numbers whose squares underflow: they have no direction
 _RESTART = 1e-9  # length of Remark 2's random step, where an example's gradient is zero
 
 
@@ -115,7 +116,7 @@ def _of_example(valley: Valley, stream: RowStream, x: Tensor) -> Any:
 
     def evaluate(y: Tensor) -> Tensor:
         gradient = valley.example_gradient(y, example)
-        is_zero = ~gradient.any(-1, keepdim=True)
+        is_zero = gradient.norm(dim=-1, keepdim=True) < _ZERO
         if not bool(is_zero.any()):
             return gradient
         nearby = valley.example_gradient(y + _RESTART * Rows(noise()).unit().tensor, example)
