@@ -138,7 +138,9 @@ class Outer:
         self.weight_work = float(groups * s * self.left.width * self.right.width)
         gram = float(groups * s * s * (moving.width + 4))
         self.memory = self.size * groups * s * s * self.dtype.itemsize
-        self.by_gram = self.onehot is not None or (gram < 1.2 * self.weight_work and self.memory <= self.budget)
+        product = groups * self.left.width * self.right.width * self.dtype.itemsize  # what the other way takes at once
+        affordable = self.memory <= max(self.budget, product)
+        self.by_gram = self.onehot is not None or (gram < 1.2 * self.weight_work and affordable)
         self.work = gram if self.by_gram else self.weight_work
 
     def norms(self, cotangents: list[Tensor]) -> Tensor:

@@ -44,10 +44,12 @@ class Run:
         limits: The most backward passes for one batch.
         rtol: Relative standard error at which sampling stops.
         stream: Where random numbers come from.
+        memory: Bytes for what is kept between passes, and as many for what waits; None takes a share of what is free.
     """
 
-    def __init__(self, risk: EmpiricalRisk, limits: Limits, rtol: float, stream: Stream) -> None:
+    def __init__(self, risk: EmpiricalRisk, limits: Limits, rtol: float, stream: Stream, memory: int | None = None) -> None:
         self._risk, self._limits, self._rtol, self._stream = risk, limits, rtol, stream
+        self._memory = memory
         self._structure: Structure | None = None
         self._explored = 0  # examples that it was found on
         self._uncovered: dict[str, str] = {}  # the reason of each
@@ -83,7 +85,7 @@ class Run:
         graph = Graph(outputs, parameters)
         if self._explored < min(2, part.size) or self._structure is None or not self._structure.describes(graph):
             self._structure = self._explore(part, outputs, graph)
-        budget = int(_SHARE * available_memory(outputs[0].device))
+        budget = int(_SHARE * available_memory(outputs[0].device)) if self._memory is None else self._memory
         ghost = Ghost(outputs, parameters, graph, self._structure, budget, without=self._uncovered)
         self._leave_out(
             shape.reached - set(ghost.covered),

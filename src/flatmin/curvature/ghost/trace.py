@@ -38,7 +38,7 @@ def ggn_trace(
     forward pass and tried on two examples.
 
     Args:
-        operator: Any operator on the risk in question; the risk alone is used.
+        operator: Any operator on the risk in question; the risk and the budget of memory alone are used.
         max_passes: The most backward passes for one batch.
         max_exact: The most columns that are all taken; with more, the lighter ones are sampled. Default:
             ``max_passes``. A sample of N examples takes about 10 / (N rtol²) passes, or two.
@@ -70,7 +70,7 @@ def ggn_trace(
     risk = operator.risk
     before = risk.gradients
     exact = max_passes if max_exact is None else min(max_exact, max_passes)
-    run = Run(risk, Limits(max_passes, exact), rtol, Stream(seed))
+    run = Run(risk, Limits(max_passes, exact), rtol, Stream(seed), operator.memory)
     with risk.observed(differentiable=True):
         risk.check_weights()
         run.read()

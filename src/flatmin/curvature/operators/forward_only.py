@@ -188,7 +188,7 @@ class ForwardOnlyHessian(RiskOperator):
 
     def _chunks(self) -> Iterator[list[Centre]]:
         """Yield the batches evaluated at W, as many at a time as memory allows."""
-        budget = int(_SHARE * available_memory(self.device)) if self._memory is None else self._memory
+        budget = int(_SHARE * available_memory(self.device)) if self.memory is None else self.memory
         chunk, used = list[Centre](), 0
         for part in self.risk.losses():
             centre = Centre.of(part, self.risk)

@@ -61,13 +61,15 @@ class RiskOperator(Operator):
         route: ``"reverse"``: the graphs of first derivatives are differentiated again, and kept in a session.
             ``"forward"``: dual numbers, no graph is kept. ``"differences"``: central differences of first derivatives.
             ``"auto"``: reverse, the cheapest; differences once there is no second derivative, and ``.route`` says why.
-        memory: Bytes for the graphs that a session keeps; 0 keeps none. Default: a quarter of what is free then.
+        memory: Bytes for what is kept between passes beyond the graph of one batch: the graphs of a session, and what
+            the exact trace holds back; 0 keeps nothing. Default: a share of what is free then.
 
     Attributes:
         shape: (d, d), d being the number of trainable parameters.
         dtype: Type of the vectors: that of the parameters, float32 for parameters of lower precision.
         device: Device of the vectors: that of the first parameter.
         layout: Splits a flat vector into named tensors and back.
+        memory: As given; None by default.
 
     Raises:
         ArgumentError: No parameter requires gradients.
@@ -101,7 +103,7 @@ class RiskOperator(Operator):
         self.shape = (self.layout.numel, self.layout.numel)
         self.device = risk.device
         self.dtype = reduce(torch.promote_types, (p.dtype for p in risk.parameters.values()), torch.float32)
-        self._memory = memory
+        self.memory = memory
         self._asked: Route = route
         self._session: Session | None = None
         self._differences = Differences(risk, self._difference) if route == "differences" else None
@@ -117,7 +119,7 @@ class RiskOperator(Operator):
             >>> H.related(GGN)
             GGN(Linear, 3 parameters)
         """
-        (operator := kind.__new__(kind))._set_up(self.risk, self._memory, self._asked)
+        (operator := kind.__new__(kind))._set_up(self.risk, self.memory, self._asked)
         return operator
 
     @abstractmethod
@@ -164,7 +166,7 @@ class RiskOperator(Operator):
         if self._session is not None:
             yield
             return
-        self._session = Session.within(self._memory, self.device)
+        self._session = Session.within(self.memory, self.device)
         try:
             yield
         finally:
