@@ -109,9 +109,7 @@ def test_an_interrupted_one_is_begun_again(tmp_path, calls, monkeypatch):
 
 def test_a_folder_of_something_else_is_refused(tmp_path, calls):
     reproduce("fake", "toy", tmp_path / "run")
-    with pytest.raises(
-        StoreError, match=r"was begun for .*\"seed\": 0.*and this is .*\"seed\": 1.*--out"
-    ):
+    with pytest.raises(StoreError, match=r"was begun for .*\"seed\": 0.*and this is .*\"seed\": 1.*--out"):
         reproduce("fake", "toy", tmp_path / "run", seed=1)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("")

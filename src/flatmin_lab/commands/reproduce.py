@@ -79,17 +79,18 @@ def _present(record: ReproductionRecord, folder: Path, *, as_json: bool) -> None
     from rich import box
     from rich.console import Console
     from rich.markdown import Markdown
+    from rich.markup import escape
     from rich.table import Table
 
     from flatmin_lab.recipes.outcome import written
 
     console = Console()
     for found in record.tables:
-        table = Table(title=found.caption, box=box.SIMPLE_HEAD, title_justify="left")
+        table = Table(title=escape(found.caption), box=box.SIMPLE_HEAD, title_justify="left")
         for column in found.columns:
-            table.add_column(column, overflow="fold")
+            table.add_column(escape(column), overflow="fold")
         for row in found.rows:
-            table.add_row(*map(written, row))
+            table.add_row(*(escape(written(cell)) for cell in row))
         console.print(table)
     console.print(Markdown(record.text))
     console.print(f"Page: {folder / record.files['page']}", highlight=False, soft_wrap=True)
