@@ -31,6 +31,7 @@ from flatmin.bounds import (
     posterior_risk,
 )
 from flatmin.bounds.monte_carlo import batch_mean, clamped_cross_entropy, zero_one
+from flatmin.bounds.samples import check_disjoint
 from flatmin.curvature.risk import EmpiricalRisk
 from flatmin.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 
@@ -235,6 +236,22 @@ class Stream(IterableDataset):
         return ((torch.rand(1).double(), i % 2) for i in range(40))
 
 
+class Counted(Stream):
+    """A stream that knows its length, which torch's data sets of this kind may."""
+
+    def __len__(self):
+        return 40
+
+
+def test_examples_are_known_whatever_they_share_with_their_batch():
+    """Positions (1, 3) of a batch belong to all of its examples, wherever in the batch they are."""
+    x, positions = torch.randn(6, 3), torch.arange(3)[None]
+    first = [{"x": x[:4], "positions": positions, "labels": torch.arange(4)}]
+    shifted = [{"x": x[[5, 0, 3]], "positions": positions, "labels": torch.tensor([5, 0, 3])}]
+    with pytest.raises(ArgumentError, match="2 of the examples"):
+        check_disjoint(shifted, first)
+
+
 def test_data_that_can_be_read_again_need_not_be_a_list():
     model, prior, batches = line()
     again = certify(model, prior=prior, batches=Drawn(0.0), sigma=4.0)
@@ -418,6 +435,7 @@ TWENTY = TensorDataset(x20, y20)
         ),
         ({"batches": Drawn()}, ArgumentError, "400 of 400 examples are others in a second pass.*as they are"),
         ({"batches": DataLoader(Stream(), batch_size=10)}, ArgumentError, "40 of 40 examples are others"),
+        ({"batches": DataLoader(Counted(), batch_size=10)}, ArgumentError, "40 of 40 examples are others"),
         (
             {"bound": "dziugaite-roy", "prior_sigma": {"weight": 0.1, "*": 0.2}},
             ArgumentTypeError,

@@ -86,6 +86,11 @@ def test_a_recipe_goes_on_where_it_was(tmp_path, monkeypatch):
     assert "posterior.pt is made again" in notes[2]
     with pytest.raises(StoreError, match="was begun"):
         certify_recipe("digits-fcn", tmp_path / "run", **options | {"seed": 1})
+    train, test = data.digits(None)
+    turned = replace(SMALL, source=lambda _: (replace(train, inputs=train.inputs.flip(0)), test))
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="was begun"):
+        patch.setattr(certification, "certificate_recipe", lambda name: turned)
+        certify_recipe("digits-fcn", tmp_path / "run", **options)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(StoreError, match=r"thesis\.tex"):

@@ -60,7 +60,7 @@ def certify(
 
     Args:
         model: The trained model; frozen parameters belong to prior and posterior as they are.
-        prior: W₀ by parameter name, with the model's buffers: the ``state_dict()`` of the model before training.
+        prior: W₀ by parameter name, with the model's buffers: a copy of ``model.state_dict()`` from before training.
         batches: The n examples, without augmentation, each once: a ``DataLoader`` or a list. The posterior may have
             been trained on them; the prior may not. Draws are made anew for each batch, so smaller batches give a
             sharper estimate of L̂_Q.
@@ -75,7 +75,8 @@ def certify(
         prior_sigma: Standard deviation of the prior; fixed before looking at the data, except for ``"dziugaite-roy"``,
             where it is one number and may have been chosen by them. Default: that of the posterior.
         num_passes: Passes over the data for L̂_Q.
-        prior_batches: The examples that the prior was fitted on, to make sure that none is among ``batches``.
+        prior_batches: The examples that the prior was fitted on, prepared in the same way but not augmented, to make
+            sure that none is among ``batches``.
 
     Raises:
         ArgumentError: An argument is out of range; fewer than 8 examples; prior and model do not fit; buffers were

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from flatmin.curvature.batch import num_examples, tensors_in
 from flatmin.curvature.data import generators_of, reiterable
@@ -91,7 +91,7 @@ def _check_once(seen: Counter[Any], what: str) -> None:
 
 
 def _is_by_index(dataset: Any) -> bool:
-    return hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    return not isinstance(dataset, IterableDataset) and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
 
 
 def _origin(dataset: Any, index: Any) -> Any:
@@ -122,8 +122,8 @@ def _passes(batches: Iterable[Any]) -> tuple[Counter[bytes], int]:
 def _digests(batches: Iterable[Any]) -> Iterator[bytes]:
     for batch in batches:
         parts = list(batch.values()) if isinstance(batch, Mapping) else list(batch)
-        for index in range(num_examples(batch)):
-            yield _digest([_row(part, index) for part in parts])
+        for index in range(count := num_examples(batch)):
+            yield _digest([_row(part, index, count) for part in parts])
 
 
 @contextmanager
@@ -139,12 +139,14 @@ def _undisturbed(batches: Iterable[Any]) -> Iterator[None]:
             generator.set_state(found)
 
 
-def _row(part: Any, index: int) -> Any:
+def _row(part: Any, index: int, count: int) -> Any:
+    """Return what ``part`` of a batch of ``count`` examples holds of one, or all of it if they have it in common."""
     if isinstance(part, (Tensor, list)):
-        return part[index] if len(part) > index else part
+        has_rows = (not isinstance(part, Tensor) or part.dim() > 0) and len(part) == count
+        return part[index] if has_rows else part
     if isinstance(part, Mapping):
-        return [_row(item, index) for item in part.values()]
-    return [_row(item, index) for item in part] if isinstance(part, tuple) else part
+        return [_row(item, index, count) for item in part.values()]
+    return [_row(item, index, count) for item in part] if isinstance(part, tuple) else part
 
 
 def _digest(value: Any) -> bytes:

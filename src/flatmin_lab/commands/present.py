@@ -67,7 +67,7 @@ def present_certificate(record: CertificateRecord, *, as_json: bool) -> None:
 
 def certificate_rows(record: CertificateRecord) -> list[tuple[str, str]]:
     """Return the rows of a certificate's table: names and numbers."""
-    level = f"{100 * record.confidence:g} %"
+    level = f"{min(100 * record.confidence, 99.99):g} %"  # never all, however small delta is
     rows = [
         (f"certified, networks drawn from the posterior ({record.bound}, {level})", _told(record.risk)),
         (f"certified, one network drawn ({level})", _told(record.single_draw)),

@@ -15,30 +15,24 @@ r"""Training for a certificate: a prior learnt on one part of the data, a poster
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from flatmin import NSO
-from flatmin.bounds import Certificate, PosteriorRisk, binomial, certify, certify_draw, posterior_risk, zero_one
-from flatmin.bounds.monte_carlo import P_MIN, batch_mean
+from flatmin.bounds import Certificate, binomial, certify, certify_draw, posterior_risk, zero_one
+from flatmin.bounds.monte_carlo import batch_mean
 from flatmin.bounds.posterior import per_parameter
 from flatmin.curvature.risk import EmpiricalRisk
 from flatmin_lab.data.splits import Split
+from flatmin_lab.recipes.certificate_training import fit
 from flatmin_lab.seeds import derive, generator
 
 if TYPE_CHECKING:
     from flatmin_lab.recipes.data import Source
-
-Watch = Callable[[str, int, int], None]
-"""Told what is done, and how much of how much."""
-
-_MOMENTUM = 0.9
+    from flatmin_lab.recipes.outcome import Watch
 
 
 @dataclass(frozen=True)
@@ -92,7 +86,6 @@ class Certified:
         stochastic_test_error: That of networks drawn from the posterior, by Monte Carlo.
         hold_out: The binomial bound for the prior's network W₀ on the second part, which needs no PAC-Bayes.
         single_draw: The bound for one network drawn.
-        sigma: σ as it was used: one, or by parameter.
         prior: W₀.
         posterior: W.
     """
@@ -100,10 +93,9 @@ class Certified:
     certificate: Certificate
     cross_entropy: Certificate
     test_error: float
-    stochastic_test_error: PosteriorRisk
+    stochastic_test_error: float
     hold_out: float
     single_draw: Certificate
-    sigma: Mapping[str, float] | float
     prior: dict[str, Tensor] = field(repr=False)
     posterior: dict[str, Tensor] = field(repr=False)
 
@@ -150,49 +142,6 @@ def run(
     return certified(recipe, model, prior, before, held, test, sigma=sigma, seed=seed, watch=watch)
 
 
-def fit(
-    model: nn.Module,
-    data: Split,
-    recipe: CertificateRecipe,
-    *,
-    sigma: Mapping[str, float] | float,
-    anchor: Mapping[str, Tensor] | None = None,
-    seed: int,
-    watch: Watch,
-) -> None:
-    """Train ``model`` by NSO at ``sigma``: the prior, or near ``anchor``, at the price of distance, the posterior."""
-    stage, epochs = ("prior", recipe.prior_epochs) if anchor is None else ("posterior", recipe.epochs)
-    steps = math.ceil(len(data) / recipe.batch_size)
-    base = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate, momentum=_MOMENTUM)
-    radius: Any = dict(sigma) if isinstance(sigma, Mapping) else sigma
-    optimizer = NSO(base, sigma=radius, seed=derive(seed, f"{stage}: perturbations"))
-    schedule: Any = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, epochs * steps))
-    source = generator(seed, f"{stage}: batch order")
-    widths = per_parameter("sigma", sigma, dict(model.named_parameters()))
-    price = math.log(1 / P_MIN) / ((1 - recipe.prior_share) * len(data))
-    for epoch in range(epochs):
-        for step, chosen in enumerate(torch.randperm(len(data), generator=source).split(recipe.batch_size)):
-            x, y = data.inputs[chosen], data.targets[chosen]
-            for probe in optimizer.probes():
-                with probe:
-                    functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            if anchor is not None:
-                _pull(model, anchor, {n: price * schedule.get_last_lr()[0] / w**2 for n, w in widths.items()})
-            schedule.step()
-            if step % 50 == 0:
-                watch(stage, epoch * steps + step, epochs * steps)
-
-
-@torch.no_grad()
-def _pull(model: nn.Module, anchor: Mapping[str, Tensor], strength: Mapping[str, float]) -> None:
-    """Take the proximal step of ``strength``/2 ‖W - W₀‖²; as part of the gradient so stiff a term would diverge."""
-    for name, parameter in model.named_parameters():
-        # Momentum makes ten steps of one, and the two terms must balance where the gradient's and this one's do.
-        parameter.lerp_(anchor[name], 1 - 1 / (1 + strength[name] / (1 - _MOMENTUM)))
-
-
 def certified(
     recipe: CertificateRecipe,
     model: nn.Module,
@@ -216,9 +165,8 @@ def certified(
     cross_entropy = certify(model, batches=small, num_passes=recipe.num_passes, loss="cross-entropy", **common)
     watch("certificate", 2, 4)
     single, _ = certify_draw(model, batches=large, **common)
-    risk = EmpiricalRisk(model, batch_mean(zero_one), test.batches(recipe.draws_batch))
-    widths = per_parameter("sigma", sigma, risk.parameters)
-    noisy = posterior_risk(risk, widths, num_passes=1, delta=0.05, seed=derive(seed, "test draws"))
+    draws_seed = derive(seed, "test draws")
+    noisy = noisy_error(model, test, sigma, batch_size=recipe.draws_batch, num_passes=1, seed=draws_seed)
     watch("certificate", 3, 4)
     posterior = _copied(model)
     error = num_errors(model, test) / len(test)
@@ -233,7 +181,6 @@ def certified(
         stochastic_test_error=noisy,
         hold_out=hold_out,
         single_draw=single,
-        sigma=sigma,
         prior=dict(prior),
         posterior=posterior,
     )
@@ -244,6 +191,21 @@ def num_errors(model: nn.Module, data: Split) -> int:
     """Return how many examples ``model`` misclassifies."""
     wrong = [(model(x).argmax(1) != y).sum() for x, y in data.batches(1000)]
     return int(torch.stack(wrong).sum())
+
+
+def noisy_error(
+    model: nn.Module,
+    data: Split,
+    sigma: Mapping[str, float] | float,
+    *,
+    batch_size: int,
+    num_passes: int,
+    seed: int,
+) -> float:
+    """Return the mean error of networks drawn around ``model``, one for each ``batch_size`` examples: an estimate."""
+    risk = EmpiricalRisk(model, batch_mean(zero_one), data.batches(batch_size))
+    widths = per_parameter("sigma", sigma, risk.parameters)
+    return posterior_risk(risk, widths, num_passes=num_passes, delta=0.5, seed=seed).value
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:

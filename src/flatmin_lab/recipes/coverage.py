@@ -27,7 +27,7 @@ from flatmin_lab.spec import Value
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from flatmin_lab.recipes.certificates import Watch
+    from flatmin_lab.recipes.outcome import Watch
 
 DELTA = 0.1
 _COINS = 10**5

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flatmin.measures import GapEstimate
-    from flatmin_lab.recipes.certificates import Watch
     from flatmin_lab.recipes.gap_problems import Problem
+    from flatmin_lab.recipes.outcome import Watch
 
 _KINK_PAIRS = 16
 

@@ -55,12 +55,12 @@ def in_percent(record: CertificateRecord) -> list[str]:
 
 def summary(sweep: CertificateSweep) -> str:
     """Say what may be read off a sweep."""
-    level, each = 100 * sweep.confidence, 100 * sweep.records[0].confidence
+    level, each = (min(100 * c, 99.99) for c in (sweep.confidence, sweep.records[0].confidence))
     if len(sweep.records) == 1:
         return f"The certificate holds with {level:g} %."
     return (
         f"A prior and a posterior were trained at each σ. All {len(sweep.records)} certificates hold at once with "
-        f"{level:g} %, each having {each:.4g} %, so the lowest may be taken; the same is true of the hold-out bounds, "
+        f"{level:g} %, each having {each:g} %, so the lowest may be taken; the same is true of the hold-out bounds, "
         "which are about the priors' networks. Errors on test data are estimates."
     )
 
