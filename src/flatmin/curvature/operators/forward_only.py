@@ -147,7 +147,9 @@ class ForwardOnlyHessian(RiskOperator):
         if self._place != (place := self.risk.place()):  # other weights: other steps
             self._place, self._steps = place, Steps()
         totals = columns.new_zeros(columns.shape[1] + 1, dtype=accumulation_dtype(self.device))
-        norms = torch.linalg.vector_norm(columns, dim=0, dtype=totals.dtype).tolist()
+        # One at a time: the norm of a block would hold all of it in wide numbers.
+        lengths = [torch.linalg.vector_norm(column, dtype=totals.dtype) for column in columns.unbind(1)]
+        norms = torch.stack(lengths).tolist() if lengths else []
         points = Points(self.risk)
         try:
             for chunk in self._chunks():
