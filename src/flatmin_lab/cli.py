@@ -18,6 +18,7 @@ _DESCRIPTION = """Train into flat minima, measure how flat they are, and compare
 Interrupted work is continued by giving the same command again. `flatmin --version` prints the version."""
 
 _KEPT = {
+    "certify": "Finished weights are kept; continue with them",
     "measure": "Finished products are kept; continue with them",
     "reproduce": "Nothing was written; begin again",
 }

@@ -47,7 +47,9 @@ class Run:
         memory: Bytes for what is kept between passes, and as many for what waits; None takes a share of what is free.
     """
 
-    def __init__(self, risk: EmpiricalRisk, limits: Limits, rtol: float, stream: Stream, memory: int | None = None) -> None:
+    def __init__(
+        self, risk: EmpiricalRisk, limits: Limits, rtol: float, stream: Stream, memory: int | None = None
+    ) -> None:
         self._risk, self._limits, self._rtol, self._stream = risk, limits, rtol, stream
         self._memory = memory
         self._structure: Structure | None = None
