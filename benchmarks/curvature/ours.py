@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from curvature.case import Case, Outcome, descending
 from curvature.problems import Problem
-from flatmin.curvature import Hessian
+from flatmin.curvature import Hessian, TraceEstimate
 from flatmin.curvature.eigenvalues import top_eigenvalues
 from flatmin.curvature.ghost import ggn_trace
 from flatmin.curvature.trace import call
@@ -21,9 +21,14 @@ def hessian(problem: Problem, memory: int | None = None) -> Hessian:
     return Hessian(problem.model, problem.loss_fn, problem.batches, memory=memory)
 
 
+def _told(found: TraceEstimate) -> str:
+    """Return how it was found, and why so if it says."""
+    return ": ".join(filter(None, (found.method, found.reason)))
+
+
 def _trace(method: str, operator: Hessian, _: object, seed: int) -> Outcome:
     found = call.trace(operator, rtol=RTOL, method=method, seed=seed)
-    return Outcome((found.value,), found.num_matvecs, found.gradients, f"{found.method}: {found.reason}")
+    return Outcome((found.value,), found.num_matvecs, found.gradients, _told(found))
 
 
 def _exact(operator: Hessian, _: object, seed: int) -> Outcome:
@@ -40,7 +45,7 @@ def _both(operator: Hessian, _: object, seed: int) -> Outcome:
     found: Any = call.trace(operator, rtol=RTOL, k=K, seed=seed)
     pairs = found.eigenvalues
     values = () if pairs is None else descending(pairs.values.tolist())
-    return Outcome((found.value, *values), found.num_matvecs, found.gradients, f"{found.method}: {found.reason}")
+    return Outcome((found.value, *values), found.num_matvecs, found.gradients, _told(found))
 
 
 METHODS = get_args(call.Method)
