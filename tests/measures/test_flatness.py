@@ -183,7 +183,24 @@ def test_both_thresholds_decide():
 def test_a_saddle_is_no_minimum_however_flat_it_is():
     found = is_flat(example1, point(0.0, 0.0), eps=0.1, eps_prime=0.1)
     assert (found.is_close, found.is_stationary, found.is_minimum, bool(found)) == (True, True, False, False)
-    assert found.smallest_eigenvalue == pytest.approx(-2)
+    assert (found.smallest_eigenvalue, found.largest_eigenvalue) == pytest.approx((-2, 2))
+
+
+@pytest.mark.parametrize("x", [(0.0, 0.0), (1.5, -1.5)], ids=["at it", "into it"])
+def test_neither_is_a_flow_that_ends_in_a_saddle(x):
+    found = is_flat(example1, point(*x), eps=10.0, eps_prime=0.1)
+    assert (found.is_close, found.is_minimum, bool(found)) == (True, False, False)
+
+
+def test_nor_a_maximum():
+    found = is_flat(lambda x: -x.square().sum(), point(0.0, 0.0), eps=0.1, eps_prime=0.1)
+    assert (found.is_minimum, bool(found), found.largest_eigenvalue) == (False, False, -2)
+
+
+def test_a_minimum_without_a_valley_is_flat():
+    for x in (point(0.05), torch.tensor(0.05).double()):
+        found = is_flat(lambda x: x.square().sum(), x, eps=0.1, eps_prime=0.1)
+        assert (bool(found), found.num_tangents, found.trace_gradient_norm) == (True, 0, 0.0)
 
 
 def test_a_trace_in_closed_form_gives_what_autograd_gives():
@@ -236,6 +253,13 @@ def test_projecting_out_is_there_as_orthogonal_to():
     assert torch.equal(u.orthogonal_to(0.0 * v).tensors[0], u.tensors[0])
 
 
+@pytest.mark.parametrize("slope", [1.0, 1e-8, 1e8])
+def test_a_function_without_a_minimum_ends_in_a_message(slope):
+    """Where nothing curves steps grow without end, but lengths and norms stay finite."""
+    with pytest.raises(ArgumentError, match=r"The flow has not converged after 300 steps.*may lie at infinity"):
+        gradient_flow_limit(lambda x: slope * x.sum(), point(1.0, 2.0), max_steps=300)
+
+
 X = point(2.0, 1.0)
 
 
@@ -245,6 +269,18 @@ X = point(2.0, 1.0)
         (lambda: gradient_flow_limit(example1, [1.0]), ArgumentTypeError, "x is a list, but the flow starts from"),
         (lambda: is_flat(example1, X.float(), 0.1, 0.1), ArgumentTypeError, "x is of torch.float32, whose rounding"),
         (lambda: gradient_flow_limit(example1, X[:0]), ArgumentError, "x has no elements"),
+        (
+            lambda: is_flat(lambda x: x.square(), X, 0.1, 0.1),
+            ArgumentTypeError,
+            "f(x) is a tensor of shape (2,), but must be a scalar tensor. Is x of shape (2,) many points at once? Then",
+        ),
+        (lambda: is_flat(lambda _: 1.0, X, 0.1, 0.1), ArgumentTypeError, "f(x) is a float, but must be a scalar"),
+        (lambda: is_flat(example1, X, 0.1, 0.1, trace=lambda x: x), ArgumentTypeError, "trace(x) is a tensor of shape"),
+        (
+            lambda: gradient_flow_limit(example1, X).pullback(X[:1]),
+            ArgumentError,
+            "covector has the shape (1,), but the point (2,). Pass the gradient at the limit",
+        ),
         (lambda: gradient_flow_limit(example1, X, rtol=0), ArgumentError, "rtol is 0, but it must be above 0"),
         (lambda: gradient_flow_limit(example1, X, atol=-1.0), ArgumentError, "atol is -1.0, but it must be finite and"),
         (lambda: gradient_flow_limit(example1, X, max_steps=0), ArgumentError, "max_steps is 0, but it must be at"),

@@ -79,6 +79,17 @@ def test_weights_that_do_not_fit(problem):
         problem.value([1.0])
     with pytest.raises(ArgumentError, match=r"the weights have the shape .*but one point of this problem has"):
         problem.value(torch.zeros(problem.shape[0] + 1, dtype=torch.float64))
+    with pytest.raises(ArgumentTypeError, match=r"the weights are of torch.int64, but derivatives need .*double\(\)"):
+        problem.gradient(w.long())
+
+
+@every_problem
+def test_no_points_at_all(problem):
+    for batch in ((0,), (2, 0)):
+        w = torch.zeros(*batch, *problem.shape, dtype=torch.float64)
+        assert problem.value(w).shape == problem.trace(w).shape == batch
+        assert problem.gradient(w).shape == w.shape
+        assert problem.hessian(w).shape == (*batch, problem.dim, problem.dim)
 
 
 @every_problem

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flatmin import flows
-from flatmin.errors import ArgumentError
+from flatmin.errors import ArgumentError, NonFiniteError
 from flatmin.perturb import Draw, realize
 from flatmin.problems import PlateauChain, Quadratic, Setting, TruncatedGaussian, descent, expected_square_gradients
 from flatmin.streams import Stream
@@ -166,3 +166,30 @@ def test_bad_arguments():
         list(descent(Quadratic(1.0, 1), flows.sgd, torch.ones(1), lr=[0.1, 0.1], num_steps=3))
     with pytest.raises(ArgumentError, match=r"curvature is 0, but it must be above 0"):
         Quadratic(0.0, 3)
+    with pytest.raises(ArgumentError, match=r"curvature is 0, but it must be above 0"):
+        expected_square_gradients([0.1], curvature=0.0)
+    with pytest.raises(ArgumentError, match=r"noise_variance is -1, but it must be finite and at least 0"):
+        expected_square_gradients([0.1], noise_variance=-1)
+    with pytest.raises(ArgumentError, match=r"num_steps is 0, but it must be at least 1\. It is T"):
+        Setting(0)
+    with pytest.raises(ArgumentError, match=r"smoothness is -1, but it must be finite"):
+        Setting(10, smoothness=-1)
+    with pytest.raises(ArgumentError, match=r"step is 2, but the chain has a link for each of 2 steps"):
+        PlateauChain([0.1, 0.1]).error(2)
+    with pytest.raises(ArgumentError, match=r"sigma is -1, but it must be finite"):
+        PlateauChain([0.1]).noise(-1)
+    with pytest.raises(ArgumentError, match=r"limits has an entry that is below zero or NaN"):
+        TruncatedGaussian(torch.tensor([1.0, math.nan]))
+    with pytest.raises(ArgumentError, match=r"lr is -1\.0, but it must be finite and at least 0\. Give η₀"):
+        list(descent(Quadratic(1.0, 1), flows.sgd, torch.ones(1), lr=[-1.0], num_steps=1))
+    with pytest.raises(NonFiniteError, match=r"start is not finite, so that no step can be made"):
+        list(descent(Quadratic(1.0, 1), flows.sgd, torch.full((1,), math.nan), lr=0.1, num_steps=1))
+
+
+def test_iterates_are_tensors_of_their_own_without_a_graph():
+    start = torch.ones(1, requires_grad=True)
+    path = list(descent(Quadratic(1.0, 1), flows.sgd, start, lr=0.5, num_steps=2))
+    path[0].zero_()
+    assert [float(w) for w in path] == [0.0, 0.5, 0.25]
+    assert start.item() == 1.0
+    assert not any(w.requires_grad for w in path)

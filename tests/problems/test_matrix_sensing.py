@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flatmin import flows
-from flatmin.errors import ArgumentError, NonFiniteError
+from flatmin.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from flatmin.problems import MatrixSensing, descent, sensing_task
 
 
@@ -138,3 +138,26 @@ def test_bad_arguments():
         sensing_task(dim=4, rank=5)
     with pytest.raises(ArgumentError, match="num_measurements is 0, but it must be at least 1"):
         sensing_task(dim=4, rank=1, num_measurements=0)
+    with pytest.raises(ArgumentError, match=r"seed is 4294967296, but numpy's legacy generator takes seeds below"):
+        sensing_task(dim=4, rank=1, seed=2**32)
+    for factor in (U[:, 0], U.T):
+        with pytest.raises(ArgumentError, match=r"factor has the shape .*but must be \(d, rank\), of rank 1 to d"):
+            MatrixSensing(factor, A)
+    with pytest.raises(ArgumentTypeError, match=r"factor is of torch.int64, but must be of real floating-point"):
+        MatrixSensing(U.long(), A)
+    with pytest.raises(ArgumentError, match=r"shape \(5, 5\), but the factor has 5 rows, so they must be \(n, 5, 5\)"):
+        MatrixSensing(U, A[0])
+    for none in ([], A[:0]):
+        with pytest.raises(ArgumentError, match="there are no measurements, so that nothing is asked of W"):
+            MatrixSensing(U, none)
+    with pytest.raises(ArgumentTypeError, match=r"of torch.float32, but the measurements of torch.float64.*dtype"):
+        MatrixSensing(U, A).value(torch.eye(5))
+
+
+def test_one_dimension():
+    """f = (1/4n) Σ a² (w² − u²)²: value and second derivative by hand."""
+    problem = sensing_task(dim=1, rank=1, dtype=torch.float64).train
+    w, a2 = torch.tensor([[3.0]], dtype=torch.float64), problem.targets.square().mean() / problem.factor**4
+    gap = 9 - problem.factor**2
+    torch.testing.assert_close(problem.value(w), (a2 * gap**2 / 4).squeeze())
+    torch.testing.assert_close(problem.trace(w), (a2 * (gap + 18)).squeeze())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flatmin.checks import positive
 from flatmin.measures.dormand_prince import Function
-from flatmin.measures.flow_limit import checked_point, gradient_flow_limit
+from flatmin.measures.flow_limit import check_scalar, checked_point, gradient_flow_limit
 
 _CHUNK = 64  # columns of the Hessian that are differentiated together
 
@@ -24,7 +24,8 @@ class Flatness:
     Attributes:
         is_flat: The verdict: the point is close to its limit, the limit a minimum, and the trace stationary there.
         is_close: ‖x − Φ(x)‖ ≤ ε.
-        is_minimum: No eigenvalue of the Hessian at Φ(x) is below zero.
+        is_minimum: No eigenvalue of the Hessian at Φ(x) is below zero, by more than a millionth of the largest
+            magnitude. Second order does not see further: at the top of −x⁴ it is true.
         is_stationary: ‖∇[tr̄(Φ(x))]‖ ≤ ε′.
         eps: ε.
         eps_prime: ε′.
@@ -35,6 +36,7 @@ class Flatness:
         normalized_trace: tr̄(Φ(x)), the mean eigenvalue of the Hessian.
         trace_gradient_norm: ‖∇[tr̄(Φ(x))]‖.
         smallest_eigenvalue: Of the Hessian at Φ(x).
+        largest_eigenvalue: The same.
         num_tangents: Dimension of the set of minima at Φ(x).
         limit: Φ(x), of the shape of x.
         trace_gradient: ∇[tr̄(Φ(x))] = ∂Φ(x)ᵀ∇tr̄(Φ(x)), of the shape of x.
@@ -53,6 +55,7 @@ class Flatness:
     normalized_trace: float
     trace_gradient_norm: float
     smallest_eigenvalue: float
+    largest_eigenvalue: float
     num_tangents: int
     limit: Tensor = field(repr=False)
     trace_gradient: Tensor = field(repr=False)
@@ -97,7 +100,7 @@ def is_flat(
 
     Raises:
         ArgumentError: A value that cannot work, or the flow does not converge.
-        ArgumentTypeError: An argument of the wrong kind.
+        ArgumentTypeError: An argument of the wrong kind, or a function that does not give a scalar.
         NonFiniteError: A gradient is not finite.
 
     Example:
@@ -109,8 +112,10 @@ def is_flat(
     checked_point(x)
     positive("eps", eps, hint="It is the distance to the set of minima that is allowed.")
     positive("eps_prime", eps_prime, hint="It is the slope of the trace that is allowed.")
+    if trace is not None:
+        check_scalar("trace", trace, x)
     limit = gradient_flow_limit(f, x, rtol=rtol, max_steps=max_steps)
-    slope, total = _derived(trace, limit.point) if trace else _trace_gradient(f, limit.point)
+    slope, total = _derived(trace, limit.point) if trace is not None else _trace_gradient(f, limit.point)
     pulled = limit.pullback(slope / x.numel())
     gradient, here = _derived(f, x)
     normal, distance, steepness = limit.normal, float((x - limit.point).norm()), float(pulled.norm())
@@ -129,6 +134,7 @@ def is_flat(
         normalized_trace=float(total) / x.numel(),
         trace_gradient_norm=steepness,
         smallest_eigenvalue=float(normal.values[0]),
+        largest_eigenvalue=float(normal.values[-1]),
         num_tangents=int(normal.is_null.sum()),
         limit=limit.point,
         trace_gradient=pulled,

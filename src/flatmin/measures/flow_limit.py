@@ -21,6 +21,7 @@ from flatmin.measures.normal import Normal
 # as large as the tolerance and are never damped.
 _DAMPING = 2.0
 _LOOK_EVERY = 200  # steps after which the end is looked for in any case
+_FARTHEST = 1e100  # no step moves further, so that where nothing curves, lengths and norms stay finite
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,12 +64,20 @@ class FlowLimit:
         Returns:
             The same shape.
 
+        Raises:
+            ArgumentError: The covector is of another shape.
+
         Example:
             >>> x = torch.tensor([1.0, 1.0], dtype=torch.float64)
             >>> limit = gradient_flow_limit(lambda x: (x[0] * x[1] - 1) ** 2, x)
             >>> limit.pullback(torch.tensor([1.0, 0.0], dtype=torch.float64))       # onto the tangent (1, -1)
             tensor([ 0.5000, -0.5000], dtype=torch.float64)
         """
+        if covector.shape != self.point.shape:
+            raise ArgumentError(
+                f"covector has the shape {tuple(covector.shape)}, but the point {tuple(self.point.shape)}. Pass the "
+                "gradient at the limit of a function of one point."
+            )
         a = self.normal.tangential(covector.flatten())
         for start, h in reversed(self._path):
             step: Function = lambda x, h=h: advanced(self._gradient, x, h)  # noqa: E731
@@ -100,7 +109,7 @@ def gradient_flow_limit(
 
     Raises:
         ArgumentError: A value that cannot work, or the flow does not converge.
-        ArgumentTypeError: ``x`` is no tensor of float64.
+        ArgumentTypeError: ``x`` is no tensor of float64, or f does not give a scalar.
         NonFiniteError: A gradient is not finite.
 
     Example:
@@ -112,6 +121,7 @@ def gradient_flow_limit(
     positive("rtol", rtol, hint="It is the relative error allowed in a step of the flow.")
     positive("atol", atol, hint="It is the absolute error allowed in a step of the flow.")
     whole("max_steps", max_steps, minimum=1, hint="It is the number of steps after which to give up.")
+    check_scalar("f", f, x)
     shape = x.shape
     flat: Function = lambda v: f(v.view(shape))  # noqa: E731
     return _Integration(flat, x.detach().flatten().clone(), rtol, atol).run(max_steps, shape)
@@ -127,6 +137,17 @@ def checked_point(x: object) -> None:
         )
     if not x.numel():
         raise ArgumentError("x has no elements, so that there is nothing to follow. Was an empty tensor passed?")
+
+
+def check_scalar(name: str, f: Function, x: Tensor) -> None:
+    """Say why the function called ``name`` cannot be differentiated at ``x``: it must give a scalar."""
+    value = f(x)
+    if not isinstance(value, Tensor) or value.dim():
+        what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise ArgumentTypeError(
+            f"{name}(x) is {what}, but must be a scalar tensor. Is x of shape {tuple(x.shape)} many points at once? "
+            "Then pass one after the other."
+        )
 
 
 class _Integration:
@@ -186,7 +207,7 @@ class _Integration:
 
     def _step(self, h: float) -> float:
         """Take a step of at most ``h``, shortened until its error is allowed; return the length of the next."""
-        h = min(h, self._longest)
+        h = min(h, self._longest, _FARTHEST / self._size())
         while True:
             end, slopes = stages(self._gradient, self._x, h, self._slope)
             last = -self._gradient(end)

@@ -77,7 +77,7 @@ class Problem(ABC):
 
         Raises:
             ArgumentError: It has another shape than the problem, or another name.
-            ArgumentTypeError: It is neither a tensor nor a mapping.
+            ArgumentTypeError: It is neither a tensor nor a mapping, or not of floating-point numbers.
         """
         if isinstance(weights, Mapping):
             if set(weights) != {self.name}:
@@ -95,6 +95,11 @@ class Problem(ABC):
             raise ArgumentError(
                 f"the weights have the shape {tuple(weights.shape)}, but one point of this problem has {self.shape}; "
                 "only axes before these are free, for many points at once. Reshape them, or make another problem."
+            )
+        if not weights.is_floating_point():
+            raise ArgumentTypeError(
+                f"the weights are of {weights.dtype}, but derivatives need real floating-point numbers. Pass "
+                "weights.double()."
             )
         return weights
 

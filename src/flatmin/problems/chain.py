@@ -23,7 +23,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from flatmin.checks import positive
+from flatmin.checks import nonnegative, positive, whole
 from flatmin.errors import ArgumentError
 from flatmin.problems.base import Problem
 from flatmin.streams import Stream
@@ -98,15 +98,25 @@ class PlateauChain(Problem):
             step: From 0 to T - 1.
             seed: Of the signs.
             num_points: How many, each with a sign of its own; None for a single one without a leading axis.
+
+        Raises:
+            ArgumentError: The chain has no such step.
         """
+        if whole("step", step, minimum=0, hint="Steps are numbered from 0.") >= len(self.learning_rates):
+            raise ArgumentError(
+                f"step is {step}, but the chain has a link for each of {len(self.learning_rates)} steps, numbered from "
+                "0. Make a chain of more learning rates."
+            )
+        count = 1 if num_points is None else num_points
         source = Stream(seed, (step,)).generator(0, torch.device("cpu"))
-        signs = 2 * torch.randint(2, (num_points or 1,), generator=source).double() - 1
-        errors = torch.zeros(num_points or 1, self.dim, dtype=torch.float64)
+        signs = 2 * torch.randint(2, (count,), generator=source).double() - 1
+        errors = torch.zeros(count, self.dim, dtype=torch.float64)
         errors[:, step + 1] = self.gradient_noise * signs
         return errors if num_points is not None else errors[0]
 
     def noise(self, sigma: float) -> TruncatedGaussian:
         """Return the law of perturbations for ``sigma``: coordinate i is cut off at ½ η_{i-1} σ_g, e₀ nowhere."""
+        sigma = nonnegative("sigma", sigma, hint="It is the size of the perturbation before it is cut off.")
         limits = self.plateaus / 3
         return TruncatedGaussian(torch.cat([limits.new_full((1,), math.inf), limits]) / sigma)
 
@@ -148,6 +158,9 @@ class TruncatedGaussian:
     Args:
         limits: Largest magnitude of each coordinate, of the shape of one point; infinity cuts nothing off.
 
+    Raises:
+        ArgumentError: A limit is below zero or NaN.
+
     Example:
         >>> law = TruncatedGaussian(torch.tensor([0.5, 2.0]))
         >>> bool((law.sample_(torch.empty(1000, 2), torch.Generator().manual_seed(0)).abs() <= law.limits).all())
@@ -155,6 +168,10 @@ class TruncatedGaussian:
     """
 
     limits: Tensor
+
+    def __post_init__(self) -> None:
+        if not bool((self.limits >= 0).all()):
+            raise ArgumentError("limits has an entry that is below zero or NaN, but they are magnitudes. Pass abs().")
 
     def sample_(self, out: Tensor, generator: torch.Generator) -> Tensor:
         """Fill ``out``, of any leading axes, with draws: the quantiles of uniform numbers within the limits."""

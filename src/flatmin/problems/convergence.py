@@ -13,6 +13,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flatmin.checks import nonnegative, positive, whole
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -26,6 +28,9 @@ class Setting:
         gradient_noise: σ_g.
         second_moment: H.
 
+    Raises:
+        ArgumentError: A constant is out of range.
+
     Example:
         >>> setting = Setting(num_steps=200)
         >>> round(setting.lower_bound, 5), round(setting.upper_bound, 5), round(setting.learning_rate, 5)
@@ -38,6 +43,14 @@ class Setting:
     distance: float = 1.0
     gradient_noise: float = 1.0
     second_moment: float = 0.0
+
+    def __post_init__(self) -> None:
+        whole("num_steps", self.num_steps, minimum=1, hint="It is T.")
+        whole("num_perturbations", self.num_perturbations, minimum=1, hint="It is k.")
+        positive("smoothness", self.smoothness, hint="It is C, a Lipschitz constant of the gradient.")
+        positive("distance", self.distance, hint="It is D, and D² bounds F(W₀) - min F.")
+        nonnegative("gradient_noise", self.gradient_noise, hint="It is σ_g, the size of an error.")
+        nonnegative("second_moment", self.second_moment, hint="It is H = E‖U‖².")
 
     @property
     def _variance(self) -> float:
@@ -96,11 +109,16 @@ def expected_square_gradients(
         noise_variance: E‖ξ‖²: σ_g²/k, and C²H/k more for one-sided perturbations.
         momentum: μ.
 
+    Raises:
+        ArgumentError: A number is out of range.
+
     Example:
         >>> [round(value, 4) for value in expected_square_gradients([0.5, 0.5])]     # 2, then 2/4 + 1/4, ...
         [2.0, 0.75, 0.4375]
     """
-    C, mu = curvature, momentum
+    C = positive("curvature", curvature, hint="It is C, the eigenvalue of the Hessian.")
+    mu = nonnegative("momentum", momentum, hint="It is the share of the last move that goes on.")
+    nonnegative("noise_variance", noise_variance, hint="It is E‖ξ‖², of a gradient's error.")
     ww, wm, mm = 2 * distance**2 / C, 0.0, 0.0  # E‖W‖², E⟨W, M⟩, E‖M‖²
     found = [C**2 * ww]
     for eta in learning_rates:

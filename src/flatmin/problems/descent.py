@@ -43,7 +43,7 @@ def descent(
         seed: Of the flow's noise.
 
     Yields:
-        W₀ to W_T, each a tensor of its own.
+        W₀ to W_T, each a tensor of its own, without a graph.
 
     Raises:
         ArgumentError: A number is out of range.
@@ -59,7 +59,10 @@ def descent(
     rates = _rates(lr, num_steps)
     if nonnegative("momentum", momentum, hint="It is the share of the last move that goes on.") >= 1:
         raise ArgumentError(f"momentum is {momentum}, but at 1 and above no move ever ends. Choose one below 1.")
-    w, move = problem.tensor(start), torch.zeros_like(start)
+    w = problem.tensor(start).detach().clone()
+    move = torch.zeros_like(w)
+    if not torch.isfinite(w).all():
+        raise NonFiniteError("start is not finite, so that no step can be made from it. Choose another start.")
     yield w
     for step, rate in enumerate(rates):
         direction = gradient(flow, _loss(problem, tilt, step), problem.named(w), seed=seed, step=step)[problem.name]
@@ -74,7 +77,7 @@ def _rates(lr: float | Sequence[float], num_steps: int) -> Sequence[float]:
         return [positive("lr", lr, hint="It is the learning rate.")] * num_steps
     if len(lr) != num_steps:
         raise ArgumentError(f"lr has {len(lr)} entries for {num_steps} steps. Give one for each step, or one number.")
-    return lr
+    return [positive("lr", rate, hint="Give η₀ to η_{T-1}.") for rate in lr]
 
 
 def _require_finite(w: Tensor, when: str) -> None:

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flatmin.checks import choice, whole
-from flatmin.errors import ArgumentError
+from flatmin.errors import ArgumentError, ArgumentTypeError
 from flatmin.problems.base import Point, Problem
 
 Convention = Literal["paper", "code"]
@@ -52,7 +52,8 @@ class MatrixSensing(Problem):
             gradient is (1/n) Σ rᵢ SᵢW as the authors' code has it, so that learning rates mean the same.
 
     Raises:
-        ArgumentError: The shapes do not fit, or the convention is unknown.
+        ArgumentError: The shapes do not fit, there are no measurements, or the convention is unknown.
+        ArgumentTypeError: The factor is not of floating-point numbers.
 
     Example:
         >>> problem = MatrixSensing(torch.tensor([[1.0], [2.0]]), torch.eye(2).expand(1, 2, 2))   # tr(WWᵀ) should be 5
@@ -63,7 +64,7 @@ class MatrixSensing(Problem):
     def __init__(
         self, factor: Tensor, measurements: Tensor | Iterable[Tensor], *, convention: Convention = "paper"
     ) -> None:
-        d = factor.shape[0]
+        d = _rows(factor)
         super().__init__((d, d), name="W")
         self.convention = choice("convention", convention, get_args(Convention))
         self.factor = factor
@@ -75,7 +76,10 @@ class MatrixSensing(Problem):
         self._place = place.flatten()
         self._share = torch.where(rows == columns, 1.0, 0.5).to(factor)
         parts = [measurements] if isinstance(measurements, Tensor) else measurements
-        self._coefficients = torch.cat([self._packed(part.to(factor)) for part in parts])
+        packed = [self._packed(part.to(factor)) for part in parts]
+        if not sum(map(len, packed)):
+            raise ArgumentError("there are no measurements, so that nothing is asked of W. Pass at least one.")
+        self._coefficients = torch.cat(packed)
         self.targets = self._measured(factor @ factor.mT)
 
     @property
@@ -87,6 +91,21 @@ class MatrixSensing(Problem):
     def minima(self) -> Tensor:
         """U⋆ with columns of zeros: where f is zero, and flattest."""
         return functional.pad(self.factor, (0, self.shape[0] - self.factor.shape[1])).unsqueeze(0)
+
+    def tensor(self, weights: Point) -> Tensor:
+        """Return the tensor of ``weights``.
+
+        Raises:
+            ArgumentError: It has another shape than the problem, or another name.
+            ArgumentTypeError: It is of another type than the measurements.
+        """
+        w = super().tensor(weights)
+        if w.dtype != self.factor.dtype:
+            raise ArgumentTypeError(
+                f"the weights are of {w.dtype}, but the measurements of {self.factor.dtype}. Convert the weights, or "
+                "make the problem in their precision: sensing_task(dtype=...)."
+            )
+        return w
 
     def relative_error(self, weights: Point) -> Tensor:
         """Return the mean squared residual over the mean squared target, of shape (*batch,): Figure 6's error."""
@@ -111,7 +130,7 @@ class MatrixSensing(Problem):
 
     def _packed(self, part: Tensor) -> Tensor:
         """Return Aᵢⱼ + Aⱼᵢ above the diagonal and Aᵢᵢ on it, so that ⟨A, X⟩ is a product with X's upper triangle."""
-        if part.shape[-2:] != self.shape:
+        if part.dim() != 3 or part.shape[1:] != self.shape:
             raise ArgumentError(
                 f"the measurements have the shape {tuple(part.shape)}, but the factor has {self.shape[0]} rows, so "
                 f"they must be (n, {self.shape[0]}, {self.shape[0]}). Reshape them, or transpose the factor."
@@ -158,6 +177,17 @@ class MatrixSensing(Problem):
         return 2 * self._scale * (self.shape[0] * tilt + 2 * ((self._mean_square @ w) * w).sum((-2, -1)))
 
 
+def _rows(factor: Tensor) -> int:
+    """Return d, or say why ``factor`` is no factor of a matrix of d by d."""
+    if not factor.is_floating_point():
+        raise ArgumentTypeError(f"factor is of {factor.dtype}, but must be of real floating-point numbers.")
+    if factor.dim() != 2 or not 0 < factor.shape[1] <= factor.shape[0]:
+        raise ArgumentError(
+            f"factor has the shape {tuple(factor.shape)}, but must be (d, rank), of rank 1 to d. Pass U⋆ as columns."
+        )
+    return factor.shape[0]
+
+
 @dataclass(frozen=True)
 class SensingTask:
     """Matrix sensing as the authors' code sets it up.
@@ -191,7 +221,7 @@ def sensing_task(
         dim: d.
         rank: Of U⋆.
         num_measurements: n, and as many for validation; 5 d rank if not given.
-        seed: Of all draws.
+        seed: Of all draws, below 2³², as the script's generator takes no more.
         convention: As in :class:`MatrixSensing`.
         dtype: Of the problem; the draws are made in double precision.
 
@@ -199,7 +229,7 @@ def sensing_task(
         The task.
 
     Raises:
-        ArgumentError: A number is below 1, or the rank above d.
+        ArgumentError: A number is below 1, the rank above d, or the seed out of range.
 
     Example:
         >>> task = sensing_task(dim=4, rank=2, dtype=torch.float64)
@@ -212,6 +242,10 @@ def sensing_task(
         raise ArgumentError(f"rank is {r}, above dim, {d}; WWᵀ has no such rank. Choose rank between 1 and {d}.")
     default = 5 * d * r
     n = default if num_measurements is None else whole("num_measurements", num_measurements, minimum=1, hint="It is n.")
+    if whole("seed", seed, minimum=0, hint="It is the seed of all draws.") >= 2**32:
+        raise ArgumentError(
+            f"seed is {seed}, but numpy's legacy generator takes seeds below 2³². Choose a smaller one."
+        )
     source = np.random.RandomState(seed)  # the stream of the authors' script
     factor = torch.from_numpy(source.standard_normal((d, r))).to(dtype)
 
