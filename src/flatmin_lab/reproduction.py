@@ -108,7 +108,8 @@ def _finished(path: Path, note: Callable[[str], object]) -> ReproductionRecord |
     except ValueError:  # pydantic's own is one
         note(f"{path} is made again: it cannot be read.")
         return None
-    if record.environment["flatmin"] != flatmin.__version__:
-        note(f"{path} is made again: it is of flatmin {record.environment['flatmin']}.")
+    version = record.environment.get("flatmin", "of an unknown version")
+    if version != flatmin.__version__:
+        note(f"{path} is made again: it is of flatmin {version}.")
         return None
     return record

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from flatmin.checks import positive
 from flatmin.measures.dormand_prince import Function
-from flatmin.measures.flow_limit import check_scalar, checked_point, gradient_flow_limit
+from flatmin.measures.flow_arguments import check_point, check_scalar
+from flatmin.measures.flow_limit import gradient_flow_limit
 
 _CHUNK = 64  # columns of the Hessian that are differentiated together
 
@@ -109,7 +110,7 @@ def is_flat(
         >>> [bool(is_flat(f, point, eps=0.01, eps_prime=0.1)) for point in x]
         [True, False]
     """
-    checked_point(x)
+    check_point(x)
     positive("eps", eps, hint="It is the distance to the set of minima that is allowed.")
     positive("eps_prime", eps_prime, hint="It is the slope of the trace that is allowed.")
     if trace is not None:

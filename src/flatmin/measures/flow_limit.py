@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from flatmin.checks import positive, whole
-from flatmin.errors import ArgumentError, ArgumentTypeError, NonFiniteError
+from flatmin.errors import ArgumentError, NonFiniteError
 from flatmin.measures.dormand_prince import Function, advanced, difference, stages
+from flatmin.measures.flow_arguments import check_point, check_scalar
 from flatmin.measures.normal import Normal
 
 # Times the largest eigenvalue: at 3.3 an explicit step is no longer stable, and near that errors across the minima stay
@@ -117,7 +118,7 @@ def gradient_flow_limit(
         >>> gradient_flow_limit(lambda x: (x[0] * x[1] - 1) ** 2, x).point.square().diff()     # x₁² - x₂² is conserved
         tensor([-3.0000], dtype=torch.float64)
     """
-    checked_point(x)
+    check_point(x)
     positive("rtol", rtol, hint="It is the relative error allowed in a step of the flow.")
     positive("atol", atol, hint="It is the absolute error allowed in a step of the flow.")
     whole("max_steps", max_steps, minimum=1, hint="It is the number of steps after which to give up.")
@@ -125,29 +126,6 @@ def gradient_flow_limit(
     shape = x.shape
     flat: Function = lambda v: f(v.view(shape))  # noqa: E731
     return _Integration(flat, x.detach().flatten().clone(), rtol, atol).run(max_steps, shape)
-
-
-def checked_point(x: object) -> None:
-    """Say why ``x`` is no point that a flow can start from."""
-    if not isinstance(x, Tensor):
-        raise ArgumentTypeError(f"x is a {type(x).__name__}, but the flow starts from a tensor.")
-    if x.dtype != torch.float64:
-        raise ArgumentTypeError(
-            f"x is of {x.dtype}, whose rounding hides where a flow ends. Pass x.double(), and an f that computes in it."
-        )
-    if not x.numel():
-        raise ArgumentError("x has no elements, so that there is nothing to follow. Was an empty tensor passed?")
-
-
-def check_scalar(name: str, f: Function, x: Tensor) -> None:
-    """Say why the function called ``name`` cannot be differentiated at ``x``: it must give a scalar."""
-    value = f(x)
-    if not isinstance(value, Tensor) or value.dim():
-        what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise ArgumentTypeError(
-            f"{name}(x) is {what}, but must be a scalar tensor. Is x of shape {tuple(x.shape)} many points at once? "
-            "Then pass one after the other."
-        )
 
 
 class _Integration:

@@ -4,8 +4,9 @@ from flatmin.problems.base import Point, Problem
 from flatmin.problems.chain import PlateauChain, TruncatedGaussian
 from flatmin.problems.convergence import Setting, expected_square_gradients
 from flatmin.problems.descent import descent
-from flatmin.problems.matrix_sensing import MatrixSensing, SensingTask, sensing_task
+from flatmin.problems.matrix_sensing import MatrixSensing
 from flatmin.problems.quadratics import Quadratic
+from flatmin.problems.sensing_task import SensingTask, sensing_task
 from flatmin.problems.valley import Valley
 from flatmin.problems.valleys import CoshValley, Hyperbolas
 

@@ -12,6 +12,9 @@ import tyro
 from flatmin_lab.recipes.reproductions import REPRODUCTIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flatmin_lab.recipes.outcome import Table
     from flatmin_lab.reproduction import ReproductionRecord
 
 _NAME_HELP = f"What to make again: {'; '.join(f'{name} ({r.summary})' for name, r in REPRODUCTIONS.items())}."
@@ -76,21 +79,36 @@ def _present(record: ReproductionRecord, folder: Path, *, as_json: bool) -> None
         found["files"] = {what: str(folder / file) for what, file in record.files.items()}
         print(json.dumps(found, indent=2, allow_nan=False))  # noqa: T201  (the result)
         return
-    from rich import box
     from rich.console import Console
     from rich.markdown import Markdown
-    from rich.markup import escape
-    from rich.table import Table
-
-    from flatmin_lab.recipes.outcome import written
 
     console = Console()
     for found in record.tables:
-        table = Table(title=escape(found.caption), box=box.SIMPLE_HEAD, title_justify="left")
-        for column in found.columns:
-            table.add_column(escape(column), overflow="fold")
-        for row in found.rows:
-            table.add_row(*(escape(written(cell)) for cell in row))
-        console.print(table)
+        _print_table(found)
     console.print(Markdown(record.text))
     console.print(f"Page: {folder / record.files['page']}", highlight=False, soft_wrap=True)
+
+
+def _print_table(found: Table) -> None:
+    """Print a table with its cells whole: beyond the width of the terminal where that is too narrow for its words."""
+    from rich import box
+    from rich import table as rich_table
+    from rich.console import Console
+    from rich.markup import escape
+
+    from flatmin_lab.recipes.outcome import written
+
+    rows, width = [[written(cell) for cell in row] for row in found.rows], Console().width
+
+    def widths(*heads: Sequence[str]) -> list[int]:
+        return [max(map(len, column)) for column in zip(*heads, *rows, strict=True)]
+
+    chosen = widths(found.columns)
+    if sum(chosen) + len(chosen) >= width:  # with a blank after each
+        chosen = widths([max(head.split(), key=len, default="") for head in found.columns])
+    table = rich_table.Table(title=escape(found.caption), box=box.SIMPLE_HEAD, title_justify="left", padding=0)
+    for head, size in zip(found.columns, chosen, strict=True):
+        table.add_column(escape(head), width=size)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console(width=max(width, sum(chosen) + len(chosen) + 1)).print(table)

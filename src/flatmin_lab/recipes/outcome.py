@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Watch = Callable[[str, int, int], None]
 """Told what is done, and how much of how much."""
 
-Cell = float | str
+Cell = int | float | str
 
 _DOTS_PER_INCH = 150
 

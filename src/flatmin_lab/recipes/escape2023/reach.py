@@ -80,9 +80,8 @@ def reach(
     for step in range(max_steps + 1):
         if step >= look or step == max_steps:
             _check_finite(x, f"{method} with ε = {eps:g} in {valley.dim} dimensions", step)
-            below, counts = _descend(valley, x, scaling.descent, eps)
-            is_flat = (_slopes(valley, below) <= math.sqrt(eps)) & (_distances(valley, below) <= eps)
-            arrived = steps.isnan() & is_flat
+            below, counts, are_close = _descend(valley, x, scaling.descent, eps)
+            arrived = steps.isnan() & are_close & (_slopes(valley, below) <= math.sqrt(eps))
             steps[arrived], final_steps[arrived], ends[arrived] = float(step), counts[arrived], below[arrived]
             watch(int((~steps.isnan()).sum()))
             if not bool(steps.isnan().any()):
@@ -108,16 +107,17 @@ def _check_finite(x: Tensor, who: str, step: int) -> None:
         )
 
 
-def _descend(valley: Valley, x: Tensor, step: float, eps: float) -> tuple[Tensor, Tensor]:
-    """Descend, each row until it is ε-close to the limit of its flow; return the ends and the numbers of steps."""
+def _descend(valley: Valley, x: Tensor, step: float, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Descend, each row until it is ε-close to the limit of its flow; return ends, numbers of steps, and who is."""
     counts = torch.zeros(len(x), dtype=torch.float64)
+    are_close = _distances(valley, x) <= eps
     for _ in range(_FINAL_STEPS):
-        is_far = _distances(valley, x) > eps
-        if not bool(is_far.any()):
+        if bool(are_close.all()):
             break
-        x = torch.where(is_far[:, None], x - step * valley.gradient(x), x)
-        counts += is_far
-    return x, counts
+        x = torch.where(are_close[:, None], x, x - step * valley.gradient(x))
+        counts += ~are_close
+        are_close = _distances(valley, x) <= eps
+    return x, counts, are_close
 
 
 def _slopes(valley: Valley, x: Tensor) -> Tensor:
