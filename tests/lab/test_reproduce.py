@@ -223,7 +223,7 @@ def test_printed_numbers_stand_beside_ours():
         ("training error", "NSO", 100, 0.4, 0.4, 1.0),
     )
     assert "between 1.00 and 1.00 times the printed, but for the training error of NSO at step 20: 0.50 times" in (
-        fig6_recipe._agreement(table)
+        fig6_recipe._agreement(1, table)
     )
 
 

@@ -161,12 +161,12 @@ def _trace_table(traces: TraceAtZeroLoss, dim: int) -> Table:
     return Table("proposition-5.1", columns, tuple(tuple(map(float, row)) for row in cells), caption)
 
 
-def _agreement(printed: Table) -> str:
+def _agreement(number: int, printed: Table) -> str:
     """Say how near the printed numbers ours are, and which is the furthest."""
     *others, (what, method, step, _, _, worst) = sorted(printed.rows, key=lambda row: abs(math.log(float(row[-1]))))
     ratios = [float(row[-1]) for row in others]
     return (
-        f" Of {len(printed.rows)} numbers read off the figure's first row, ours are between {min(ratios):.2f} and "
+        f" Of {len(printed.rows)} numbers read off row {number} of the figure, ours are between {min(ratios):.2f} and "
         f"{max(ratios):.2f} times the printed, but for the {what} of {method} at step {step}: {worst:.2f} times."
     )
 
@@ -184,7 +184,7 @@ def _text(
     gd, wp, nso = end["GD"], end["WP-GD"], end["NSO"]
     solution = float(task.train.nuclear_norm(task.train.minima[0]))
     diverging = [f"{lr:g}" for lr, what in ends if "diverges" in str(what)]
-    agreement = _agreement(_printed_table(1, row, curves)) if row.printed else ""
+    agreement = "".join(_agreement(i, _printed_table(i, *both)) for i, both in enumerate(rows, 1) if both[0].printed)
     shape = f"d = {task.train.shape[0]}, rank {task.train.factor.shape[1]}, {task.train.num_measurements} measurements"
     return (
         "**The paper**: all three methods fit the measurements, but gradient descent (GD) does not find the matrix; "
