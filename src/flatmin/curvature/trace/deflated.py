@@ -44,7 +44,7 @@ def deflated(setup: Setup) -> TraceEstimate:
     How far V grows: four probes come first, whose products are kept and give samples of any complement without another
     product. They estimate ‖PAP‖_F² and thereby the number of probes that would still be needed (or, without a
     tolerance, the error that the rest of the budget would leave). V grows until the expected total has not fallen for
-    five products, or for half of its dimension. Probes continue where the first four ended. That these also choose the
+    five products, or with a tolerance for half of its dimension. Probes continue where the first four ended. That these also choose the
     dimension of V biases the estimate by no more than a small part of its error.
 
     Memory: a vector for each dimension of V, and eight.
@@ -106,7 +106,7 @@ def _grow(setup: Setup, pilot: Pilot, space: Krylov, before: float) -> tuple[Sam
         expected[space.size] = setup.expected(samples) + (space.size if setup.goal.asked else 0)
         if space.size >= most or not space.num_next or (setup.rank is None and _enough(setup, expected, samples)):
             break
-        target = min(most, space.size + max(2, space.size // 4))
+        target = min(most, space.size + max(2, min(space.size // 4, setup.left // 8)))
         while space.size < target and space.num_next:
             space.extend()
     return samples, f"{space.size} dimensions deflated, {_told(setup, expected)}"
@@ -117,7 +117,8 @@ def _enough(setup: Setup, expected: dict[int, float], samples: Samples) -> bool:
     size = max(expected)
     if setup.goal.asked and setup.needed(samples) <= SMALL_SAMPLE:
         return True
-    patience = max(min(_PATIENCE, setup.goal.budget // 4), size // 2)
+    # Where a tolerance is asked for, a plateau may be long; where a budget is to be spent, it is not spent on hope.
+    patience = max(min(_PATIENCE, setup.goal.budget // 4), size // 2 if setup.goal.asked else 0)
     before = [value for m, value in expected.items() if m <= size - patience]
     recent = [value for m, value in expected.items() if m > size - patience]
     return bool(before) and min(recent) >= min(before)
