@@ -44,8 +44,8 @@ def deflated(setup: Setup) -> TraceEstimate:
     How far V grows: four probes come first, whose products are kept and give samples of any complement without another
     product. They estimate ‖PAP‖_F² and thereby the number of probes that would still be needed (or, without a
     tolerance, the error that the rest of the budget would leave). V grows until the expected total has not fallen for
-    five products, or with a tolerance for half of its dimension. Probes continue where the first four ended. That these also choose the
-    dimension of V biases the estimate by no more than a small part of its error.
+    five products, or with a tolerance for half of its dimension. Probes continue where the first four ended. That these
+    also choose the dimension of V biases the estimate by no more than a small part of its error.
 
     Memory: a vector for each dimension of V, and eight.
 
