@@ -9,7 +9,17 @@ import flatmin_lab
 from flatmin_lab.job import Job, execute
 from flatmin_lab.spec import CompareSpec, RunSpec
 
-VALUES = {"sgd": None, "wpsgd": 0.05, "nso": 0.05, "sam": 0.2}
+VALUES = {
+    "sgd": None,
+    "wpsgd": 0.05,
+    "nso": 0.05,
+    "sam": 0.2,
+    "ls": 0.1,
+    "usam": 0.2,
+    "asam": 0.5,
+    "rsam": 0.2,
+    "bsam": 0.05,
+}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(flatmin_lab.__file__).parents[1]), "COLUMNS": "200"}
 
 

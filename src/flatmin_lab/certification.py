@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,6 @@ from flatmin_lab.shelf import Shelf
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flatmin_lab.data.splits import Split
     from flatmin_lab.recipes.outcome import Watch
 
 RECORD = "certificate.json"
@@ -108,7 +106,7 @@ def _of_recipe(
     note: Callable[[str], object],
 ) -> CertificateRecord:
     train, test = recipe.source(root)
-    asked = {"recipe": recipe.name, "seed": seed, "settings": _settings(recipe), "data": _digest(train)}
+    asked = {"recipe": recipe.name, "seed": seed, "settings": _settings(recipe), "data": train.digest}
     with kept_for(folder, asked):
         shelf = Shelf(folder, note)
 
@@ -158,7 +156,7 @@ def certify_run(path: Path, *, sigmas: Sequence[float] | None, delta: float, num
     prior = network(spec.model_copy(update={"device": "cpu"})).state_dict()
     splits = task(spec.task).load(spec.seed)
     way = method(spec.method)
-    tried = list(dict.fromkeys(sigmas or (way.grid if way.hyperparameter == "sigma" else SIGMAS)))
+    tried = list(dict.fromkeys(sigmas or (task(spec.task).grid(way) if way.hyperparameter == "sigma" else SIGMAS)))
     small = splits.train.batches(1)
     common: dict[str, Any] = {"prior": prior, "delta": delta, "seed": spec.seed}
     certificate = certify(subject.model, batches=small, sigma=tried, num_passes=num_passes, **common)
@@ -194,14 +192,6 @@ def _record(name: str, seed: int, found: Certified) -> CertificateRecord:
         hold_out=(found.hold_out, "the prior's network on the certified examples"),
         tried={},
     )
-
-
-def _digest(data: Split) -> str:
-    """Return a hash of the data: weights trained on others may have met the examples that certify."""
-    content = hashlib.blake2b(digest_size=8)
-    for tensor in (data.inputs, data.targets):
-        content.update(tensor.numpy().tobytes())
-    return content.hexdigest()
 
 
 def _name(sigma: float) -> str:

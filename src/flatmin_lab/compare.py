@@ -60,6 +60,7 @@ def check(asked: CompareSpec, workers: int) -> None:
     Raises:
         ArgumentError: A name is unknown, a list empty, a number too small, the budget not shared evenly by the
             methods, or the device not there.
+        DataError: What a task needs under the data root is not there.
     """
     for kind, names, look_up in (("methods", asked.methods, method), ("tasks", asked.tasks, task)):
         if not names:
@@ -76,6 +77,8 @@ def check(asked: CompareSpec, workers: int) -> None:
         )
     whole("workers", workers, minimum=1, hint="It is the number of processes; 1 uses no other than this one.")
     usable_device(asked.device)
+    for name in asked.tasks:
+        task(name).require()
 
 
 def assemble(asked: CompareSpec, store: Store) -> Comparison:

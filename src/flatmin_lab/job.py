@@ -6,6 +6,7 @@ import io
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import ClassVar
 
 import torch
@@ -13,14 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import flatmin as fm
-from flatmin_lab.data.splits import Split
+from flatmin.curvature.legacy import authors_lambda
 from flatmin_lab.errors import DivergedError
 from flatmin_lab.run import Trained, network, train
 from flatmin_lab.spec import Point, RunResult, RunSpec, Surface
-from flatmin_lab.tasks import task
+from flatmin_lab.tasks import Measuring, task
 
-NUM_MATVECS = 50
-"""Random vectors behind a run's Hessian trace; its standard error says whether they were enough."""
+Batches = list[tuple[Tensor, Tensor]]
 
 SURFACE_REACH = 1.0
 """How far a surface extends on either side of the solution, in filter norms."""
@@ -95,45 +95,56 @@ def execute(job: Job) -> Generator[Point, None, Outcome]:
             )
         )
     result = trained.result
-    model = network(job.spec, trained.weights)
-    split = task(job.spec.task).load(job.spec.seed).train.to(next(model.parameters()).device)
+    if not (job.measure or job.surface):
+        return Outcome(result, _serialised(trained.weights) if job.stored is None else None)
+    on = task(job.spec.task)
+    model = network(job.spec, trained.weights).eval()
+    batches = on.measured(on.load(job.spec.seed).train.to(next(model.parameters()).device))
     if job.measure:
-        result = measure(result, model, split)
-    surface = draw(job.spec, model, split) if job.surface else None
+        result = measure(result, model, batches, on.measuring)
+    surface = draw(job.spec, model, batches) if job.surface else None
     return Outcome(result, _serialised(trained.weights) if job.stored is None else None, surface)
 
 
-def measure(result: RunResult, model: nn.Module, split: Split) -> RunResult:
+def measure(result: RunResult, model: nn.Module, batches: Batches, how: Measuring) -> RunResult:
     """Add Hessian trace and largest eigenvalue of the training loss, on the labels trained with.
 
     Args:
         result: The run's numbers so far.
-        model: Its trained network.
-        split: Its training split.
+        model: Its trained network, in evaluation mode.
+        batches: The training examples to measure on.
+        how: With how many vectors; of which layers the authors' number is wanted too.
 
     Returns:
         The numbers with the curvature filled in, each with its error.
     """
-    H = fm.Hessian(model, functional.cross_entropy, [(split.inputs, split.targets)])
-    trace = fm.trace(H, num_matvecs=NUM_MATVECS, seed=result.spec.seed)
+    H = fm.Hessian(model, functional.cross_entropy, batches)
+    trace = fm.trace(H, num_matvecs=how.num_matvecs, seed=result.spec.seed)
     top = fm.top_eigenvalues(H, k=1, seed=result.spec.seed)
-    return result.model_copy(
-        update={
-            "trace": float(trace.value),
-            "trace_stderr": float(trace.stderr),
-            "top_eigenvalue": float(top.values[0]),
-            "top_eigenvalue_residual": float(top.residuals[0]),
-        }
-    )
+    found: dict[str, float] = {
+        "trace": float(trace.value),
+        "trace_stderr": float(trace.stderr),
+        "top_eigenvalue": float(top.values[0]),
+        "top_eigenvalue_residual": float(top.residuals[0]),
+    }
+    if how.authors_layers:
+        found["authors_lambda"] = _authors_lambda(model, batches, how.authors_layers, seed=result.spec.seed)
+    return result.model_copy(update=found)
 
 
-def draw(spec: RunSpec, model: nn.Module, split: Split) -> Surface:
+def _authors_lambda(model: nn.Module, batches: Batches, layers: str, *, seed: int) -> float:
+    """Return the mean over batches, each with a maximum of its own, as the authors take it."""
+    each = (fm.Hessian(model, functional.cross_entropy, [batch]) for batch in batches)
+    return fmean(authors_lambda(H, layers=layers, seed=seed).value for H in each)
+
+
+def draw(spec: RunSpec, model: nn.Module, batches: Batches) -> Surface:
     """The training loss on a plane through the solution.
 
     Args:
         spec: The run. The plane's directions depend on its seed alone, so that surfaces of one seed can be compared.
-        model: Its trained network.
-        split: Its training split.
+        model: Its trained network, in evaluation mode.
+        batches: Its training examples.
 
     Returns:
         The surface.
@@ -141,9 +152,7 @@ def draw(spec: RunSpec, model: nn.Module, split: Split) -> Surface:
     from flatmin.landscape import surface
 
     coordinates = torch.arange(-SURFACE_STEPS, SURFACE_STEPS + 1) * (SURFACE_REACH / SURFACE_STEPS)  # 0 is among them
-    plane = surface(
-        model, functional.cross_entropy, [(split.inputs, split.targets)], coordinates=coordinates, seed=spec.seed
-    )
+    plane = surface(model, functional.cross_entropy, batches, coordinates=coordinates, seed=spec.seed)
     return Surface(
         task=spec.task,
         method=spec.method,

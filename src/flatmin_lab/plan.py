@@ -1,4 +1,4 @@
-"""Which runs a comparison consists of, which of them are still to be made, and how sigma and rho are chosen.
+"""Which runs a comparison consists of, which of them are still to be made, and how sigma, rho and alpha are chosen.
 
 Two rounds of jobs. The first tunes: each value of each grid over the tuning seeds (methods with nothing to tune have
 their final runs here already). The second runs every seed with the chosen value; a tuning run that coincides with a
@@ -20,7 +20,7 @@ from flatmin_lab.store import Store
 from flatmin_lab.tasks import task
 
 TUNING_SEEDS = (0, 1)
-"""Seeds over which sigma and rho are chosen, whatever number of seeds is reported."""
+"""Seeds over which sigma, rho and alpha are chosen, whatever number is reported; counted from the first seed."""
 
 SURFACE_SEED = 0
 """Seed whose solutions are drawn."""
@@ -81,8 +81,8 @@ def first_round(asked: CompareSpec) -> list[tuple[RunSpec, bool]]:
     wanted = []
     for on, way in _pairs(asked):
         if method(way).hyperparameter is None:
-            wanted += [(_spec(asked, on, way, None, seed), True) for seed in range(asked.seeds)]
-        for value in method(way).grid:
+            wanted += [(_spec(asked, on, way, None, seed), True) for seed in asked.run_seeds]
+        for value in task(on).grid(method(way)):
             wanted += [(spec, False) for spec in _tuning_specs(asked, on, way, value)]
     return wanted
 
@@ -98,13 +98,11 @@ def final_specs(asked: CompareSpec, selections: Iterable[Selection]) -> list[Run
         Their specifications.
     """
     chosen = {(s.task, s.method): s.chosen for s in selections}
-    return [
-        _spec(asked, on, way, chosen.get((on, way)), seed) for on, way in _pairs(asked) for seed in range(asked.seeds)
-    ]
+    return [_spec(asked, on, way, chosen.get((on, way)), seed) for on, way in _pairs(asked) for seed in asked.run_seeds]
 
 
 def select(asked: CompareSpec, store: Store) -> tuple[Selection, ...]:
-    """Choose sigma or rho of each method on each task, by mean validation accuracy and nothing else.
+    """Choose sigma, rho or alpha of each method on each task, by mean validation accuracy and nothing else.
 
     A value with which a tuning run diverged is out; of equally good values the smaller one is taken.
 
@@ -123,14 +121,14 @@ def select(asked: CompareSpec, store: Store) -> tuple[Selection, ...]:
         m = method(way)
         if m.hyperparameter is None:
             continue
+        grid = task(on).grid(m)
         means = [
-            fmean(r.validation_accuracy for r in store.results(_tuning_specs(asked, on, way, value)))
-            for value in m.grid
+            fmean(r.validation_accuracy for r in store.results(_tuning_specs(asked, on, way, value))) for value in grid
         ]
         best = max((mean for mean in means if not math.isnan(mean)), default=None)
         if best is None:
             raise LabError(
-                f"{way} diverged on {on} with every {m.hyperparameter} of its grid {m.grid}. Likely cause: the "
+                f"{way} diverged on {on} with every {m.hyperparameter} of its grid {grid}. Likely cause: the "
                 f"learning rate {task(on).setting.learning_rate:g} is too large for it. "
                 "Leave the method out with --methods."
             )
@@ -139,9 +137,9 @@ def select(asked: CompareSpec, store: Store) -> tuple[Selection, ...]:
                 task=on,
                 method=way,
                 hyperparameter=m.hyperparameter,
-                grid=m.grid,
+                grid=grid,
                 validation_accuracies=tuple(means),
-                chosen=m.grid[means.index(best)],
+                chosen=grid[means.index(best)],
             )
         )
     return tuple(selections)
@@ -149,7 +147,7 @@ def select(asked: CompareSpec, store: Store) -> tuple[Selection, ...]:
 
 def is_drawn(spec: RunSpec) -> bool:
     """Whether the loss surface of a final run is drawn."""
-    return spec.seed == SURFACE_SEED and spec.method in SURFACE_METHODS
+    return task(spec.task).measuring.surface and spec.seed == SURFACE_SEED and spec.method in SURFACE_METHODS
 
 
 def _missing(store: Store, wanted: Iterable[tuple[RunSpec, bool]]) -> list[Job]:
@@ -172,7 +170,7 @@ def _missing(store: Store, wanted: Iterable[tuple[RunSpec, bool]]) -> list[Job]:
 
 
 def _tuning_specs(asked: CompareSpec, on: str, way: str, value: float) -> list[RunSpec]:
-    return [_spec(asked, on, way, value, seed) for seed in TUNING_SEEDS]
+    return [_spec(asked, on, way, value, asked.first_seed + seed) for seed in TUNING_SEEDS]
 
 
 def _spec(asked: CompareSpec, on: str, way: str, value: float | None, seed: int) -> RunSpec:

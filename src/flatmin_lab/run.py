@@ -20,13 +20,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from flatmin.errors import ArgumentError, NonFiniteError
 from flatmin_lab.data.splits import Split, Splits
 from flatmin_lab.errors import DivergedError, LabError
-from flatmin_lab.methods import Method, method
+from flatmin_lab.methods import Ingredients, Method, method
 from flatmin_lab.seeds import derive, generator
 from flatmin_lab.spec import Point, RunResult, RunSpec
-from flatmin_lab.tasks import Task, task
-
-NUM_POINTS = 30
-"""Length of a run's history."""
+from flatmin_lab.tasks import Measuring, Task, task
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ def train(spec: RunSpec) -> Generator[Point, None, Trained]:
         spec: What to train.
 
     Yields:
-        About `NUM_POINTS` points of the history.
+        About as many points of the history as the task wants.
 
     Returns:
         The numbers and the weights.
@@ -107,12 +104,12 @@ def usable_device(name: str) -> torch.device:
 
 
 @torch.no_grad()
-def score(model: nn.Module, split: Split) -> tuple[float, float]:
+def score(model: nn.Module, split: Split, batch_size: int = Measuring.batch_size) -> tuple[float, float]:
     """Mean cross-entropy and accuracy of ``model`` in evaluation mode; draws nothing and changes nothing."""
     was_training = model.training
     model.eval()
     try:
-        logits = model(split.inputs)
+        logits = torch.cat([model(inputs) for inputs, _ in split.batches(batch_size)])
     finally:
         model.train(was_training)
     hits = (logits.argmax(dim=1) == split.targets).float().mean()
@@ -130,8 +127,15 @@ class _Training:
         self.model = network(spec)
         torch.manual_seed(derive(spec.seed, "forward passes"))
         setting = self.task.setting
-        base = torch.optim.SGD(self.model.parameters(), lr=setting.learning_rate, momentum=setting.momentum)
-        self.optimizer: Any = self.method.build(base, spec.value, derive(spec.seed, "perturbations"))
+        base = torch.optim.SGD(
+            self.model.parameters(),
+            lr=setting.learning_rate,
+            momentum=setting.momentum,
+            weight_decay=setting.weight_decay,
+        )
+        noise = derive(spec.seed, "perturbations")
+        self.optimizer: Any = self.method.build(Ingredients(base, spec.value, noise, len(self.splits.train)))
+        self.loss = self.method.loss(spec.value)
         self.num_steps = spec.budget // self.method.evaluations_per_step
         self.schedule = CosineAnnealingLR(self.optimizer, T_max=self.num_steps)
         self.batches = _batches(self.splits.train, setting.batch_size, generator(spec.seed, "batch order"))
@@ -140,7 +144,7 @@ class _Training:
 
     def steps(self) -> Generator[Point, None, list[Point]]:
         history: list[Point] = []
-        between = math.ceil(self.num_steps / NUM_POINTS)
+        between = math.ceil(self.num_steps / self.task.measuring.points)
         for step in range(1, self.num_steps + 1):
             self._step()
             if step % between == 0 or step == self.num_steps:
@@ -154,7 +158,7 @@ class _Training:
         def closure() -> Tensor:
             self.evaluations += 1  # counted here, where it happens: no method can cheat
             self.optimizer.zero_grad()
-            loss = functional.cross_entropy(self.model(batch.inputs), batch.targets)
+            loss = self.loss(self.model(batch.inputs), batch.targets)
             self._require_finite(float(loss.detach()))
             loss.backward()
             return loss
@@ -167,9 +171,12 @@ class _Training:
         self.schedule.step()
         self.seconds += time.perf_counter() - begin
 
+    def _score(self, split: Split) -> tuple[float, float]:
+        return score(self.model, split, self.task.measuring.batch_size)
+
     def _point(self) -> Point:
-        train_loss, train_accuracy = score(self.model, self.splits.train)
-        validation_loss, validation_accuracy = score(self.model, self.splits.validation)
+        train_loss, train_accuracy = self._score(self.splits.train)
+        validation_loss, validation_accuracy = self._score(self.splits.validation)
         self._require_finite(train_loss)
         live = getattr(self.optimizer, "trace_estimate", None)
         return Point(
@@ -191,7 +198,7 @@ class _Training:
                 "closure another number of times; correct its entry in flatmin_lab.methods."
             )
         last = history[-1]
-        test_loss, test_accuracy = score(self.model, self.splits.test)
+        test_loss, test_accuracy = self._score(self.splits.test)
         result = RunResult(
             spec=self.spec,
             test_accuracy=test_accuracy,
@@ -202,6 +209,7 @@ class _Training:
             validation_loss=last.validation_loss,
             seconds=self.seconds,
             gradient_evaluations=self.evaluations,
+            splits=self.splits.digest,
             history=tuple(history),
         )
         weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}

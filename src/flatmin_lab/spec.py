@@ -20,7 +20,7 @@ class RunSpec(Value):
 
     task: str
     method: str
-    value: float | None = Field(description="sigma or rho, by method; None for a method that has neither")
+    value: float | None = Field(description="sigma, rho or alpha, by method; None for a method that has neither")
     seed: int
     budget: int = Field(description="gradient evaluations the run may use, whatever the method makes of them")
     device: str = "cpu"
@@ -68,8 +68,12 @@ class RunResult(Value):
     trace_stderr: float | None = None
     top_eigenvalue: float | None = None
     top_eigenvalue_residual: float | None = None
+    authors_lambda: float | None = Field(
+        default=None, description="what the NSO paper calls λ₁, which is no eigenvalue: see flatmin.curvature.legacy"
+    )
     seconds: float = Field(description="wall time of the training loop")
     gradient_evaluations: int
+    splits: str = Field(default="", description="a hash of the data: training, validation and test examples, labels")
     history: tuple[Point, ...] = ()
 
     @classmethod
@@ -95,17 +99,23 @@ class CompareSpec(Value):
 
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
-    seeds: int = Field(description="number of paired seeds: 0, 1, ..., seeds - 1")
+    seeds: int = Field(description="number of paired seeds")
     budget: int = Field(description="gradient evaluations of each run")
     device: str = "cpu"
+    first_seed: int = Field(default=0, description="the seeds are this one and those that follow")
+
+    @property
+    def run_seeds(self) -> range:
+        """The seeds of the runs that are reported."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
 
 class Selection(Value):
-    """How one method's sigma or rho was chosen on one task: by mean validation accuracy over the tuning seeds."""
+    """How one method's value was chosen on one task: by mean validation accuracy over the tuning seeds."""
 
     task: str
     method: str
-    hyperparameter: Literal["sigma", "rho"]
+    hyperparameter: Literal["sigma", "rho", "alpha"]
     grid: tuple[float, ...]
     validation_accuracies: tuple[float, ...] = Field(
         description="mean over the tuning seeds, in the grid's order; NaN for a value with which a run diverged"

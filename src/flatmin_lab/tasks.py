@@ -5,14 +5,15 @@ Importing this file loads neither torch nor data, so that the command line can n
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-    from flatmin_lab.data.splits import Splits
+    from flatmin_lab.data.splits import Split, Splits
+    from flatmin_lab.methods import Method
 
 VERSION = 1
 """Raised whenever a task's data, network or setting changes: stored runs of another version cannot be continued."""
@@ -25,6 +26,30 @@ class Setting:
     learning_rate: float
     momentum: float
     batch_size: int
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How a task's runs are looked at while they train and afterwards; it changes no weight.
+
+    Attributes:
+        points: Length of a run's history, about.
+        batch_size: Examples in one forward pass.
+        examples: Training examples behind the curvature, the first ones; None for all.
+        num_matvecs: Random vectors behind the Hessian trace, where it is not exact; its standard error says whether
+            they were enough.
+        authors_layers: The layers of what the NSO paper calls λ₁ (``flatmin.curvature.legacy``); empty for no such
+            number.
+        surface: Whether the loss surfaces of a few runs are drawn.
+    """
+
+    points: int = 30
+    batch_size: int = 1000
+    examples: int | None = None
+    num_matvecs: int = 50
+    authors_layers: str = ""
+    surface: bool = True
 
 
 @dataclass(frozen=True)
@@ -34,9 +59,13 @@ class Task:
     Attributes:
         name: As on the command line.
         summary: One line for people.
-        load: Splits as a function of the seed alone.
-        network: A freshly initialised network, drawn from torch's global generator.
+        load: Splits as a function of the seed alone (and of files that never change).
+        network: The network as training begins: fresh, drawn from torch's global generator, or with given weights.
         setting: How the base optimizer is set.
+        kind: The network's architecture.
+        measuring: How its runs are looked at.
+        grids: Values tried instead of a method's own, by the method's name.
+        files: What must lie under the data root, and where it is to be had.
     """
 
     name: str
@@ -44,6 +73,36 @@ class Task:
     load: Callable[[int], Splits]
     network: Callable[[], nn.Module]
     setting: Setting
+    kind: str = "mlp"
+    measuring: Measuring = Measuring()
+    grids: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def grid(self, method: Method) -> tuple[float, ...]:
+        """The values of the method's hyperparameter that are tried on this task."""
+        return self.grids.get(method.name, method.grid)
+
+    def measured(self, train: Split) -> list[tuple[Tensor, Tensor]]:
+        """The training examples that curvature is measured on, in batches."""
+        count = self.measuring.examples
+        return type(train)(train.inputs[:count], train.targets[:count]).batches(self.measuring.batch_size)
+
+    def require(self) -> None:
+        """Say what is missing before anything starts.
+
+        Raises:
+            DataError: No data root is named, or a file is not there; the message says where it is to be had.
+        """
+        if not self.files:
+            return
+        from flatmin.errors import DataError
+        from flatmin_lab.data.root import data_root, file_of
+
+        for name, source in self.files.items():
+            try:
+                file_of(data_root(None), name)
+            except DataError as error:
+                raise DataError(f"The task {self.name} needs {name}, {source}. Here, {error}") from error
 
 
 def task(name: str) -> Task:
@@ -81,12 +140,66 @@ def _mlp() -> nn.Module:
     return mlp()
 
 
+def _small_mlp() -> nn.Module:
+    from flatmin_lab.models.mlp import mlp
+
+    return mlp((64, 32, 10))
+
+
+def _cifar(seed: int) -> Splits:
+    from flatmin_lab.data.cifar import drawn_splits
+
+    return drawn_splits(seed)
+
+
+def _resnet20() -> nn.Module:
+    from flatmin_lab.data.root import data_root, file_of
+    from flatmin_lab.models.loading import load_subject
+
+    return load_subject(file_of(data_root(None), _RESNET20), kind="resnet20").model.train()
+
+
 _DIGITS = Setting(learning_rate=0.02, momentum=0.9, batch_size=25)
+_RESNET20 = "resnet20_cifar10.safetensors"
+
+# Those of the NSO paper and of its authors' scripts, made as long as the others' where they are shorter.
+_PUBLISHED_SIGMAS, _PUBLISHED_RHOS = (0.008, 0.01, 0.012, 0.014), (0.01, 0.02, 0.05, 0.1)
+_FINE_TUNING = Task(
+    "cifar10-jpeg75-resnet20",
+    "ResNet-20 trained on CIFAR-10, fine-tuned on 2,000 of its images after JPEG; under the data root",
+    _cifar,
+    _resnet20,
+    Setting(learning_rate=0.01, momentum=0.9, batch_size=32, weight_decay=1e-4),
+    kind="resnet20",
+    measuring=Measuring(points=5, batch_size=64, examples=256, authors_layers="conv", surface=False),
+    grids={
+        **dict.fromkeys(("nso", "wpsgd"), _PUBLISHED_SIGMAS),
+        **dict.fromkeys(("sam", "usam", "rsam", "bsam"), _PUBLISHED_RHOS),
+    },
+    files={
+        "cifar10_jpeg75.npz": "CIFAR-10 (www.cs.toronto.edu/~kriz/cifar.html) as JPEG of quality 75, in the layout of "
+        "flatmin_lab.data.cifar",
+        _RESNET20: "a ResNet-20 for 32 x 32 pixels trained on CIFAR-10, its weights called as in "
+        "flatmin_lab.models.resnet_cifar",
+    },
+)
 
 TASKS: dict[str, Task] = {
     t.name: t
     for t in (
         Task("digits-clean", "200 scanned digits", _digits_clean, _mlp, _DIGITS),
         Task("digits-noisy", "300 scanned digits, 30 % with a random label", _digits_noisy, _mlp, _DIGITS),
+        Task(
+            "digits-tiny",
+            "200 scanned digits, a network of one hidden layer, in seconds",
+            _digits_clean,
+            _small_mlp,
+            _DIGITS,
+            measuring=Measuring(points=4, authors_layers="linear", surface=False),
+        ),
+        _FINE_TUNING,
     )
 }
+
+MAIN = ("digits-clean", "digits-noisy")
+"""Those that are compared on if nothing else is said."""

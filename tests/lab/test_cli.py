@@ -141,6 +141,7 @@ def test_json_alone_is_on_standard_output(finished):
         "seeds": 1,
         "budget": 2,
         "device": "cpu",
+        "first_seed": 0,
     }
     assert result["summary"][0]["method"] == "sgd"
     assert result["files"]["report"] == str(folder / "report.html")

@@ -88,7 +88,7 @@ def test_a_run_survives_the_loss_of_one_worker():
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_errors_come_out_as_they_are(count):
-    with Workers(count) as pool, pytest.raises(LabError if count == 2 else Exception, match="needs its sigma or rho"):
+    with Workers(count) as pool, pytest.raises(LabError if count == 2 else Exception, match="needs its sigma, rho"):
         list(pool.run([Job(run_spec("nso", value=None))]))
 
 

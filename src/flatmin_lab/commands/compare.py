@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from flatmin_lab import methods as ways
+from flatmin_lab import tasks as places
 from flatmin_lab.methods import METHODS
 from flatmin_lab.tasks import TASKS
 
@@ -35,8 +36,8 @@ class Compare:
         json: Print the result as JSON, and nothing else, on standard output.
     """
 
-    methods: Annotated[tuple[str, ...], tyro.conf.arg(help=_METHODS_HELP)] = tuple(METHODS)
-    tasks: Annotated[tuple[str, ...], tyro.conf.arg(help=_TASKS_HELP)] = tuple(TASKS)
+    methods: Annotated[tuple[str, ...], tyro.conf.arg(help=_METHODS_HELP)] = ways.MAIN
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(help=_TASKS_HELP)] = places.MAIN
     seeds: int = 8
     budget: int = 1200
     out: Path = DEFAULT_FOLDER
@@ -53,6 +54,7 @@ class Compare:
         from flatmin_lab.progress import Display
         from flatmin_lab.spec import CompareSpec
         from flatmin_lab.store import Store
+        from flatmin_lab.sweep import num_cores
 
         asked = CompareSpec(
             tasks=tuple(dict.fromkeys(self.tasks)),
@@ -61,16 +63,10 @@ class Compare:
             budget=self.budget,
             device=self.device,
         )
-        workers = _num_cores() if self.workers is None else self.workers
+        workers = num_cores() if self.workers is None else self.workers
         check(asked, workers)
         display = Display(Console(stderr=True))
         with Store(self.out, display.note) as store:
             with display:
                 comparison = compare(asked, store, workers=workers, watch=display)
             present(comparison, store, as_json=self.json)
-
-
-def _num_cores() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

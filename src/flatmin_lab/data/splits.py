@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,14 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def digest(self) -> str:
+        """A hash of the examples and their labels, in their order."""
+        content = hashlib.blake2b(digest_size=8)
+        for tensor in (self.inputs, self.targets):
+            content.update(tensor.cpu().contiguous().numpy().tobytes())
+        return content.hexdigest()
 
     def to(self, device: torch.device) -> Split:
         """Return the same examples on ``device``."""
@@ -42,6 +51,11 @@ class Splits:
     train: Split
     validation: Split
     test: Split
+
+    @property
+    def digest(self) -> str:
+        """A hash of each split: of training, validation and test data."""
+        return " ".join(split.digest for split in (self.train, self.validation, self.test))
 
     def to(self, device: torch.device) -> Splits:
         """Return the same splits on ``device``."""

@@ -185,6 +185,7 @@ def _of_run(path: Path) -> Subject:
 
     from flatmin_lab.run import network
     from flatmin_lab.spec import RunSpec
+    from flatmin_lab.tasks import task
 
     if not (path / "spec.json").is_file() or not (path / "weights.pt").is_file():
         runs = sorted(p.parent.relative_to(path) for p in path.glob("runs/**/weights.pt"))
@@ -202,7 +203,13 @@ def _of_run(path: Path) -> Subject:
         ) from error
     model = network(spec.model_copy(update={"device": "cpu"}))
     _load_strictly(model, read_weights(path / "weights.pt"), str(path))
-    return Subject(model.eval(), "mlp", spec.task, seed=spec.seed, notes=(f"Trained by {spec.method}, {spec.name}.",))
+    return Subject(
+        model.eval(),
+        task(spec.task).kind,
+        spec.task,
+        seed=spec.seed,
+        notes=(f"Trained by {spec.method}, {spec.name}.",),
+    )
 
 
 def _transformer(path: Path, head_seed: int | None) -> Subject:

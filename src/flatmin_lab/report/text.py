@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from flatmin_lab.spec import Comparison
     from flatmin_lab.statistics import Interval, SignFlip
 
-SYMBOLS = {"sigma": "σ", "rho": "ρ", "": "value"}
+SYMBOLS = {"sigma": "σ", "rho": "ρ", "alpha": "α", "": "value"}
 _PLAIN_BELOW, _PLAIN_ABOVE = 1e5, 5e-4
 
 
