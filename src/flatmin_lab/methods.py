@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from torch.optim import Optimizer
 
     Loss = Callable[[Tensor, Tensor], Tensor]
@@ -22,12 +22,14 @@ class Ingredients:
 
     Attributes:
         base: The base optimizer, with the task's setting.
+        model: Whose parameters it has; methods need not look for it.
         value: The hyperparameter's value; None for a method that has none.
         seed: Of the method's noise.
         num_examples: To train on.
     """
 
     base: Optimizer
+    model: nn.Module
     value: float | None
     seed: int
     num_examples: int
@@ -106,20 +108,20 @@ def _wpsgd(given: Ingredients) -> Optimizer:
 
     # Two independent one-sided draws a step: as many gradient evaluations as NSO's one pair, the compute-matched
     # baseline of Zhang, Li, Ju (arXiv:2306.08553).
-    return fm.WPSGD(given.base, sigma=given.radius, num_perturbations=2, seed=given.seed)
+    return fm.WPSGD(given.base, sigma=given.radius, num_perturbations=2, seed=given.seed, model=given.model)
 
 
 def _nso(given: Ingredients) -> Optimizer:
     import flatmin as fm
 
-    return fm.NSO(given.base, sigma=given.radius, num_perturbations=1, seed=given.seed)
+    return fm.NSO(given.base, sigma=given.radius, num_perturbations=1, seed=given.seed, model=given.model)
 
 
-def _ascent(name: str, **options: Any) -> Callable[[Ingredients], Optimizer]:
+def _ascent(name: str) -> Callable[[Ingredients], Optimizer]:
     def build(given: Ingredients) -> Optimizer:
         import flatmin as fm
 
-        return getattr(fm, name)(given.base, rho=given.radius, **options)
+        return getattr(fm, name)(given.base, rho=given.radius, model=given.model)
 
     return build
 
@@ -128,7 +130,7 @@ def _rsam(given: Ingredients) -> Optimizer:
     import flatmin as fm
 
     # One of two radii is tuned, as for every other method; sigma is the middle of the NSO paper's grid.
-    return fm.RSAM(given.base, rho=given.radius, sigma=0.01, seed=given.seed)
+    return fm.RSAM(given.base, rho=given.radius, sigma=0.01, seed=given.seed, model=given.model)
 
 
 def _bsam(given: Ingredients) -> Optimizer:
@@ -145,6 +147,7 @@ def _bsam(given: Ingredients) -> Optimizer:
         betas=(group["momentum"], 0.999),
         weight_decay=group["weight_decay"],
         seed=given.seed,
+        model=given.model,
     )
 
 

@@ -17,6 +17,8 @@ from flatmin_lab.recipes.reproductions import REPRODUCTIONS
 from flatmin_lab.spec import Value
 
 RECORD = "reproduction.json"
+RUNS = "sweep"
+"""Where in its folder a reproduction keeps the runs it is made of."""
 
 
 class ReproductionRecord(Value):
@@ -83,7 +85,8 @@ def reproduce(
 
 def _made(name: str, size: str, seed: int, folder: Path, watch: Watch) -> ReproductionRecord:
     entry, begin = REPRODUCTIONS[name], time.monotonic()
-    found = entry.load()(size, seed, watch)
+    kept = {"folder": folder / RUNS} if entry.keeps_runs else {}
+    found = entry.load()(size, seed, watch, **kept)
     return ReproductionRecord(
         name=name,
         size=size,

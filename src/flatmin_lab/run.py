@@ -134,7 +134,9 @@ class _Training:
             weight_decay=setting.weight_decay,
         )
         noise = derive(spec.seed, "perturbations")
-        self.optimizer: Any = self.method.build(Ingredients(base, spec.value, noise, len(self.splits.train)))
+        self.optimizer: Any = self.method.build(
+            Ingredients(base, self.model, spec.value, noise, len(self.splits.train))
+        )
         self.loss = self.method.loss(spec.value)
         self.num_steps = spec.budget // self.method.evaluations_per_step
         self.schedule = CosineAnnealingLR(self.optimizer, T_max=self.num_steps)

@@ -104,9 +104,9 @@ def test_label_smoothing_trains_on_smoothed_targets_and_costs_one_gradient():
 
 
 def test_bayesian_sam_begins_with_steps_as_long_as_the_base_optimizers():
-    weight = nn.Parameter(torch.zeros(3))
-    base = torch.optim.SGD([weight], lr=0.02, momentum=0.9, weight_decay=0.1)
-    group = METHODS["bsam"].build(Ingredients(base, 0.05, 0, 200)).param_groups[0]
+    model = nn.Linear(3, 1)
+    base = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=0.1)
+    group = METHODS["bsam"].build(Ingredients(base, model, 0.05, 0, 200)).param_groups[0]
     # A constant gradient g moves SGD by lr g / (1 - momentum) a step in the long run, and BSAM by its lr g / s.
     assert group["lr"] == pytest.approx(0.02 / (1 - 0.9))
     assert (group["betas"], group["weight_decay"], group["rho"]) == ((0.9, 0.999), 0.1, 0.05)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flatmin_lab.recipes.outcome import Outcome, Watch
+    from flatmin_lab.recipes.outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,15 @@ class Reproduction:
         summary: What is reproduced, in a few words.
         paper: Where it is in the paper.
         place: What runs it, as ``"module:function"``: given size, seed and ``Watch`` it returns an ``Outcome``.
+        keeps_runs: Whether it is given a folder too, to keep finished runs in.
     """
 
     summary: str
     paper: str
     place: str
+    keeps_runs: bool = False
 
-    def load(self) -> Callable[[str, int, Watch], Outcome]:
+    def load(self) -> Callable[..., Outcome]:
         """Import what runs it."""
         module, function = self.place.split(":")
         return getattr(importlib.import_module(f"flatmin_lab.recipes.{module}"), function)
@@ -39,6 +41,12 @@ REPRODUCTIONS: dict[str, Reproduction] = {
         "the perturbation gap against the trace of the Hessian",
         f"{_NSO}, equation (4) and Figure 2",
         "nso2024.fig2:fig2",
+    ),
+    "nso.table3": Reproduction(
+        "accuracy, trace and largest eigenvalue of eight methods",
+        f"{_NSO}, Tables 3 and 6",
+        "nso2024.table3:table3",
+        keeps_runs=True,
     ),
     "nso.fig6": Reproduction(
         "over-parameterized matrix sensing by GD, WP-GD and NSO",
