@@ -7,7 +7,8 @@ from pathlib import Path
 
 import flatmin_lab
 from flatmin_lab.job import Job, execute
-from flatmin_lab.spec import CompareSpec, RunSpec
+from flatmin_lab.methods import METHODS
+from flatmin_lab.spec import RunSpec, Study
 
 VALUES = {
     "sgd": None,
@@ -19,6 +20,8 @@ VALUES = {
     "asam": 0.5,
     "rsam": 0.2,
     "bsam": 0.05,
+    **dict.fromkeys((name for name in METHODS if name.startswith(("nso-", "wpsgd-"))), 0.05),
+    "sgd-halves": None,
 }
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(flatmin_lab.__file__).parents[1]), "COLUMNS": "200"}
 
@@ -30,7 +33,7 @@ def run_spec(method="sgd", seed=0, task="digits-clean", budget=8, **changes):
 
 def asked(methods=("sgd", "sam"), tasks=("digits-clean",), seeds=1, budget=4):
     """One comparison."""
-    return CompareSpec(tasks=tasks, methods=methods, seeds=seeds, budget=budget)
+    return Study.crossed(tasks=tasks, methods=methods, seeds=seeds, budget=budget)
 
 
 def outcome(spec, **wanted):
@@ -63,5 +66,6 @@ def finish(process, timeout=120):
 
 def without_seconds(comparison):
     """A comparison as data, but for the wall times."""
-    data = comparison.model_dump(exclude={"results"})
-    return data, [result.model_dump(exclude={"seconds"}) for result in comparison.results]
+    data = comparison.model_dump(exclude={"results", "tuning"})
+    runs = (*comparison.results, *comparison.tuning)
+    return data, [result.model_dump(exclude={"seconds"}) for result in runs]

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from flatmin_lab.spec import CompareSpec, Comparison, Point, RunResult, RunSpec, Selection, Surface
+from flatmin_lab.spec import Comparison, Point, RunResult, RunSpec, Selection, Study, Surface
 
 GRIDS = {"nso": (0.01, 0.02, 0.05, 0.1), "wpsgd": (0.01, 0.02, 0.05, 0.1), "sam": (0.05, 0.1, 0.2, 0.5)}
 CHOSEN = {"nso": 0.05, "wpsgd": 0.05, "sam": 0.5}
@@ -26,11 +26,11 @@ def comparison(
     tasks=("digits-clean", "digits-noisy"), methods=("sgd", "wpsgd", "nso", "sam"), seeds=6, budget=2400, **changes
 ):
     """Build a whole comparison; ``changes`` replace its fields."""
-    spec = CompareSpec(tasks=tasks, methods=methods, seeds=seeds, budget=budget)
+    spec = Study.crossed(tasks=tasks, methods=methods, seeds=seeds, budget=budget)
     results = tuple(run(t, m, s, budget) for t in tasks for m in methods for s in range(seeds))
     whole = Comparison(
         spec=spec,
-        selections=tuple(selection(t, m) for t in tasks for m in methods if m in GRIDS),
+        selections=tuple(selection(t, m, budget) for t in tasks for m in methods if m in GRIDS),
         results=results,
         surfaces=tuple(surface(t, m) for t in tasks for m in ("sgd", "nso") if m in methods),
         environment={
@@ -93,7 +93,7 @@ def history(method, accuracy, train_loss, trace, budget, random, points=24):
     return tuple(rows)
 
 
-def selection(task, method):
+def selection(task, method, budget=2400):
     """A grid searched; SAM takes its edge."""
     grid, chosen = GRIDS[method], CHOSEN[method]
     top = CENTRES.get((task, method), (0.84,))[0] - 0.004
@@ -101,6 +101,7 @@ def selection(task, method):
     return Selection(
         task=task,
         method=method,
+        budget=budget,
         hyperparameter="rho" if method == "sam" else "sigma",
         grid=grid,
         validation_accuracies=scores,

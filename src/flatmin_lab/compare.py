@@ -11,22 +11,22 @@ from pathlib import Path
 
 from flatmin.checks import whole
 from flatmin.errors import ArgumentError
-from flatmin_lab.methods import METHODS, method
-from flatmin_lab.plan import Planned, final_specs, first_round, is_drawn, rounds, select
+from flatmin_lab.methods import method
+from flatmin_lab.plan import Planned, final_specs, first_round, is_drawn, rounds, select, tuning_specs
 from flatmin_lab.run import usable_device
-from flatmin_lab.spec import CompareSpec, Comparison
+from flatmin_lab.spec import Comparison, Study
 from flatmin_lab.store import Store
 from flatmin_lab.sweep import Event, Finished, Workers
 from flatmin_lab.tasks import task
 
 
 def compare(
-    asked: CompareSpec, store: Store, *, workers: int, watch: Callable[[Event | Planned], None] = lambda _: None
+    asked: Study, store: Store, *, workers: int, watch: Callable[[Event | Planned], None] = lambda _: None
 ) -> Comparison:
     """Run what is not yet stored, and put the comparison together.
 
     Args:
-        asked: What to compare; see `check`.
+        asked: What to run; see `check`.
         store: An entered run folder.
         workers: Number of processes; the numbers do not depend on it.
         watch: Told about everything that happens.
@@ -50,7 +50,7 @@ def compare(
     return assemble(asked, store)
 
 
-def check(asked: CompareSpec, workers: int) -> None:
+def check(asked: Study, workers: int) -> None:
     """Raise the first reason why ``asked`` cannot be run, before anything is written.
 
     Args:
@@ -62,26 +62,28 @@ def check(asked: CompareSpec, workers: int) -> None:
             methods, or the device not there.
         DataError: What a task needs under the data root is not there.
     """
-    for kind, names, look_up in (("methods", asked.methods, method), ("tasks", asked.tasks, task)):
-        if not names:
-            raise ArgumentError(f"{kind} is empty, so there is nothing to run. Name one or more, or leave it out.")
-        for name in names:
-            look_up(name)
+    if not asked.arms:
+        raise ArgumentError("there is no method or no task, so there is nothing to run. Name one or more of each.")
+    for name in asked.methods:
+        method(name)
+    for name in asked.tasks:
+        task(name)
     whole("seeds", asked.seeds, minimum=1, hint="It is the number of paired runs of each method.")
-    cost = math.lcm(*(m.evaluations_per_step for m in METHODS.values()))
-    whole("budget", asked.budget, minimum=cost, hint="It is the number of gradient evaluations of each run.")
-    if over := asked.budget % cost:
-        raise ArgumentError(
-            f"budget is {asked.budget}, but some methods spend {cost} gradient evaluations a step, and all must come "
-            f"to the same number. Take a multiple of {cost}, such as {asked.budget + cost - over}."
-        )
+    cost = math.lcm(*(method(name).evaluations_per_step for name in asked.methods))
+    for budget in asked.budgets:
+        whole("budget", budget, minimum=cost, hint="It is the number of gradient evaluations of each run.")
+        if over := budget % cost:
+            raise ArgumentError(
+                f"budget is {budget}, but these methods spend up to {cost} gradient evaluations a step, and all must "
+                f"come to the same number. Take a multiple of {cost}, such as {budget + cost - over}."
+            )
     whole("workers", workers, minimum=1, hint="It is the number of processes; 1 uses no other than this one.")
     usable_device(asked.device)
     for name in asked.tasks:
         task(name).require()
 
 
-def assemble(asked: CompareSpec, store: Store) -> Comparison:
+def assemble(asked: Study, store: Store) -> Comparison:
     """Put a comparison together from stored results alone.
 
     Args:
@@ -94,7 +96,7 @@ def assemble(asked: CompareSpec, store: Store) -> Comparison:
     Raises:
         StoreError: Some of its runs are missing.
     """
-    store.results([spec for spec, _ in first_round(asked)])
+    store.results(list(first_round(asked)))
     selections = select(asked, store)
     finals = final_specs(asked, selections)
     results = store.results(finals)
@@ -103,6 +105,7 @@ def assemble(asked: CompareSpec, store: Store) -> Comparison:
         spec=asked,
         selections=selections,
         results=tuple(results),
+        tuning=tuple(store.results(tuning_specs(asked))),
         surfaces=tuple(s for s in surfaces if s is not None),
         environment=store.header().environment,
     )

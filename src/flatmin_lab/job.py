@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-import flatmin as fm
-from flatmin.curvature.legacy import authors_lambda
+from flatmin_lab.environment import environment
 from flatmin_lab.errors import DivergedError
-from flatmin_lab.run import Trained, network, train
+from flatmin_lab.run import network, train
+from flatmin_lab.sharpness import curvature
 from flatmin_lab.spec import Point, RunResult, RunSpec, Surface
-from flatmin_lab.tasks import Measuring, task
+from flatmin_lab.tasks import task
+from flatmin_lab.training import Trained
 
-Batches = list[tuple[Tensor, Tensor]]
+if TYPE_CHECKING:
+    from flatmin_lab.data.splits import Batches
 
 SURFACE_REACH = 1.0
 """How far a surface extends on either side of the solution, in filter norms."""
@@ -64,14 +64,16 @@ class Outcome:
 
     Attributes:
         result: The run's numbers.
-        weights: Its weights as `torch.save` writes them, where it was trained by this job: bytes, because tensors
+        weights: Its weights as safetensors writes them, where it was trained by this job: bytes, because tensors
             sent between processes stay tied to the memory of the sender.
         surface: Its surface, where that was asked for.
+        environment: Machine and software that did it.
     """
 
     result: RunResult
     weights: bytes | None = None
     surface: Surface | None = None
+    environment: dict[str, str] = field(default_factory=environment)
 
 
 def execute(job: Job) -> Generator[Point, None, Outcome]:
@@ -101,41 +103,9 @@ def execute(job: Job) -> Generator[Point, None, Outcome]:
     model = network(job.spec, trained.weights).eval()
     batches = on.measured(on.load(job.spec.seed).train.to(next(model.parameters()).device))
     if job.measure:
-        result = measure(result, model, batches, on.measuring)
+        result = result.model_copy(update=curvature(model, on, batches, seed=job.spec.seed))
     surface = draw(job.spec, model, batches) if job.surface else None
     return Outcome(result, _serialised(trained.weights) if job.stored is None else None, surface)
-
-
-def measure(result: RunResult, model: nn.Module, batches: Batches, how: Measuring) -> RunResult:
-    """Add Hessian trace and largest eigenvalue of the training loss, on the labels trained with.
-
-    Args:
-        result: The run's numbers so far.
-        model: Its trained network, in evaluation mode.
-        batches: The training examples to measure on.
-        how: With how many vectors; of which layers the authors' number is wanted too.
-
-    Returns:
-        The numbers with the curvature filled in, each with its error.
-    """
-    H = fm.Hessian(model, functional.cross_entropy, batches)
-    trace = fm.trace(H, num_matvecs=how.num_matvecs, seed=result.spec.seed)
-    top = fm.top_eigenvalues(H, k=1, seed=result.spec.seed)
-    found: dict[str, float] = {
-        "trace": float(trace.value),
-        "trace_stderr": float(trace.stderr),
-        "top_eigenvalue": float(top.values[0]),
-        "top_eigenvalue_residual": float(top.residuals[0]),
-    }
-    if how.authors_layers:
-        found["authors_lambda"] = _authors_lambda(model, batches, how.authors_layers, seed=result.spec.seed)
-    return result.model_copy(update=found)
-
-
-def _authors_lambda(model: nn.Module, batches: Batches, layers: str, *, seed: int) -> float:
-    """Return the mean over batches, each with a maximum of its own, as the authors take it."""
-    each = (fm.Hessian(model, functional.cross_entropy, [batch]) for batch in batches)
-    return fmean(authors_lambda(H, layers=layers, seed=seed).value for H in each)
 
 
 def draw(spec: RunSpec, model: nn.Module, batches: Batches) -> Surface:
@@ -152,7 +122,7 @@ def draw(spec: RunSpec, model: nn.Module, batches: Batches) -> Surface:
     from flatmin.landscape import surface
 
     coordinates = torch.arange(-SURFACE_STEPS, SURFACE_STEPS + 1) * (SURFACE_REACH / SURFACE_STEPS)  # 0 is among them
-    plane = surface(model, functional.cross_entropy, batches, coordinates=coordinates, seed=spec.seed)
+    plane = surface(model, task(spec.task).loss, batches, coordinates=coordinates, seed=spec.seed)
     return Surface(
         task=spec.task,
         method=spec.method,
@@ -163,12 +133,10 @@ def draw(spec: RunSpec, model: nn.Module, batches: Batches) -> Surface:
 
 
 def _serialised(weights: dict[str, Tensor]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(weights, buffer)
-    return buffer.getvalue()
+    return safetensors.torch.save(weights)
 
 
 def _reload(result: RunResult, weights: Path | None) -> Trained:
     if weights is None:
         return Trained(result, {})
-    return Trained(result, torch.load(weights, map_location="cpu", weights_only=True))
+    return Trained(result, safetensors.torch.load_file(weights))

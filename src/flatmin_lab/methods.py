@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    Loss = Callable[[Tensor, Tensor], Tensor]
+    from flatmin.optim.attach import Attachment
+
+    Loss = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Ingredients:
         value: The hyperparameter's value; None for a method that has none.
         seed: Of the method's noise.
         num_examples: To train on.
+        num_steps: Of the run.
     """
 
     base: Optimizer
@@ -33,6 +36,7 @@ class Ingredients:
     value: float | None
     seed: int
     num_examples: int
+    num_steps: int
 
     @property
     def radius(self) -> float:
@@ -44,11 +48,9 @@ class Ingredients:
         return _given(self.value)
 
 
-def _plain(value: float | None) -> Loss:
-    from torch.nn import functional
-
+def _plain(loss: Loss, value: float | None) -> Loss:
     del value
-    return functional.cross_entropy
+    return loss
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ class Method:
         grid: The values tried unless a task has its own, as many for each method.
         evaluations_per_step: Gradient evaluations that one step costs.
         build: The optimizer of a run.
-        loss: What is minimised, given the hyperparameter's value. Runs are scored by plain cross-entropy.
+        loss: What is minimised, given the task's loss and the hyperparameter's value. Runs are scored by the former.
+        micro_batches: Into how many a batch is dealt, whose gradients accumulate: one gradient evaluation in all.
+        attach: What hooks itself to the model and the optimizer, where the method is not an optimizer itself.
     """
 
     name: str
@@ -71,7 +75,9 @@ class Method:
     grid: tuple[float, ...]
     evaluations_per_step: int
     build: Callable[[Ingredients], Optimizer]
-    loss: Callable[[float | None], Loss] = _plain
+    loss: Callable[[Loss, float | None], Loss] = _plain
+    micro_batches: int = 1
+    attach: Callable[[Ingredients], Attachment] | None = None
 
 
 def method(name: str) -> Method:
@@ -95,26 +101,52 @@ def _sgd(given: Ingredients) -> Optimizer:
     return given.base
 
 
-def _smoothed(value: float | None) -> Loss:
+def _smoothed(loss: Loss, value: float | None) -> Loss:
     import functools
 
-    from torch.nn import functional
-
-    return functools.partial(functional.cross_entropy, label_smoothing=_given(value))
+    return functools.partial(loss, label_smoothing=_given(value))
 
 
-def _wpsgd(given: Ingredients) -> Optimizer:
+def _wpsgd(noise: str = "gaussian") -> Callable[[Ingredients], Optimizer]:
+    def build(given: Ingredients) -> Optimizer:
+        import flatmin as fm
+
+        # Two independent one-sided draws a step: as many gradient evaluations as NSO's one pair, the compute-matched
+        # baseline of Zhang, Li, Ju (arXiv:2306.08553).
+        sigma, model = given.radius, given.model
+        return fm.WPSGD(given.base, sigma=sigma, num_perturbations=2, noise=noise, seed=given.seed, model=model)
+
+    return build
+
+
+def _nso(
+    noise: str = "gaussian", pairs: int = 1, schedule: Callable[[float, int], Any] = lambda sigma, _: sigma
+) -> Callable[[Ingredients], Optimizer]:
+    def build(given: Ingredients) -> Optimizer:
+        import flatmin as fm
+
+        sigma, model = schedule(given.radius, given.num_steps), given.model
+        return fm.NSO(given.base, sigma=sigma, num_perturbations=pairs, noise=noise, seed=given.seed, model=model)
+
+    return build
+
+
+def _rising(sigma: float, num_steps: int) -> Any:
+    from flatmin.noise.schedules import linear
+
+    return linear(sigma / num_steps, sigma, max(1, num_steps - 1))  # without noise, a step would be cheaper
+
+
+def _falling(sigma: float, num_steps: int) -> Any:
+    from flatmin.noise.schedules import linear
+
+    return linear(sigma, 0.0, num_steps)
+
+
+def _paired(given: Ingredients) -> Attachment:
     import flatmin as fm
 
-    # Two independent one-sided draws a step: as many gradient evaluations as NSO's one pair, the compute-matched
-    # baseline of Zhang, Li, Ju (arXiv:2306.08553).
-    return fm.WPSGD(given.base, sigma=given.radius, num_perturbations=2, seed=given.seed, model=given.model)
-
-
-def _nso(given: Ingredients) -> Optimizer:
-    import flatmin as fm
-
-    return fm.NSO(given.base, sigma=given.radius, num_perturbations=1, seed=given.seed, model=given.model)
+    return fm.attach(given.model, given.base, given.radius, seed=given.seed)
 
 
 def _ascent(name: str) -> Callable[[Ingredients], Optimizer]:
@@ -139,6 +171,13 @@ def _bsam(given: Ingredients) -> Optimizer:
     # It has an update rule of its own, with momentum as a mean of gradients instead of a sum, and with steps over the
     # precision s, which starts at 1: with this learning rate its first steps are as long as the base optimizer's.
     (group,) = given.base.param_groups
+    if "momentum" not in group:
+        from flatmin_lab.errors import LabError
+
+        raise LabError(
+            "bsam has an update rule of its own, into which only SGD's setting can be translated, and the task's base "
+            "optimizer is AdamW. Leave it out."
+        )
     return fm.BSAM(
         group["params"],
         lr=group["lr"] / (1 - group["momentum"]),
@@ -159,6 +198,9 @@ def _given(value: float | None) -> float:
     return value
 
 
+LAWS = ("laplace", "uniform", "rademacher", "binomial")
+"""The laws of noise beside the Gaussian one, each with a variant of NSO and of WP-SGD."""
+
 _SIGMAS = (0.02, 0.05, 0.1, 0.15)
 _RHOS = (0.1, 0.2, 0.5, 1.0)
 
@@ -166,14 +208,21 @@ METHODS: dict[str, Method] = {
     m.name: m
     for m in (
         Method("sgd", "SGD", None, (), 1, _sgd),
-        Method("wpsgd", "WP-SGD", "sigma", _SIGMAS, 2, _wpsgd),
-        Method("nso", "NSO", "sigma", _SIGMAS, 2, _nso),
+        Method("wpsgd", "WP-SGD", "sigma", _SIGMAS, 2, _wpsgd()),
+        Method("nso", "NSO", "sigma", _SIGMAS, 2, _nso()),
         Method("sam", "SAM", "rho", _RHOS, 2, _ascent("SAM")),
         Method("ls", "Label smoothing", "alpha", (0.1, 0.2, 0.3, 0.4), 1, _sgd, _smoothed),
         Method("usam", "USAM", "rho", _RHOS, 2, _ascent("USAM")),
         Method("asam", "ASAM", "rho", (0.2, 0.5, 1.0, 2.0), 2, _ascent("ASAM")),
         Method("rsam", "RSAM", "rho", _RHOS, 2, _rsam),
         Method("bsam", "BSAM", "rho", (0.01, 0.02, 0.05, 0.1), 2, _bsam),
+        *(Method(f"wpsgd-{law}", f"WP-SGD, {law}", "sigma", _SIGMAS, 2, _wpsgd(law)) for law in LAWS),
+        *(Method(f"nso-{law}", f"NSO, {law}", "sigma", _SIGMAS, 2, _nso(law)) for law in LAWS),
+        Method("nso-k2", "NSO, k = 2", "sigma", _SIGMAS, 4, _nso(pairs=2)),
+        Method("nso-rising", "NSO, σ rising", "sigma", _SIGMAS, 2, _nso(schedule=_rising)),
+        Method("nso-falling", "NSO, σ falling", "sigma", _SIGMAS, 2, _nso(schedule=_falling)),
+        Method("sgd-halves", "SGD, halves", None, (), 1, _sgd, micro_batches=2),
+        Method("nso-halves", "Paired halves", "sigma", _SIGMAS, 1, _sgd, micro_batches=2, attach=_paired),
     )
 }
 

@@ -1,6 +1,6 @@
-"""Which runs a comparison consists of, which of them are still to be made, and how sigma, rho and alpha are chosen.
+"""Which runs a study consists of, which of them are still to be made, and how sigma, rho and alpha are chosen.
 
-Two rounds of jobs. The first tunes: each value of each grid over the tuning seeds (methods with nothing to tune have
+Two rounds of jobs. The first tunes: each value of each grid over the tuning seeds (arms with nothing to choose have
 their final runs here already). The second runs every seed with the chosen value; a tuning run that coincides with a
 final run is that run.
 """
@@ -8,14 +8,14 @@ final run is that run.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
 from flatmin_lab.errors import LabError
 from flatmin_lab.job import Job
 from flatmin_lab.methods import method
-from flatmin_lab.spec import CompareSpec, RunSpec, Selection
+from flatmin_lab.spec import Arm, RunSpec, Selection, Study
 from flatmin_lab.store import Store
 from flatmin_lab.tasks import task
 
@@ -44,116 +44,136 @@ class Planned:
     work_left: float
 
 
-def rounds(asked: CompareSpec, store: Store) -> Iterator[tuple[list[Job], Planned]]:
+def rounds(study: Study, store: Store) -> Iterator[tuple[list[Job], Planned]]:
     """The jobs that are still to be done, round by round.
 
     Args:
-        asked: What to compare.
+        study: What to run.
         store: Holds the runs that are done; those of a round must be stored before the next one is asked for.
 
     Yields:
         The jobs of a round, and how much there is to do from there on.
     """
-    first = first_round(asked)
-    tuned = [(on, way) for on, way in _pairs(asked) if method(way).hyperparameter]
-    again = len([seed for seed in TUNING_SEEDS if seed < asked.seeds])
-    fresh = asked.seeds - again
+    first = first_round(study)
+    tuned = [arm for arm in study.arms if is_tuned(arm)]
+    again = len([seed for seed in TUNING_SEEDS if seed < study.seeds])
+    fresh = study.seeds - again
     total = len(first) + len(tuned) * fresh
 
     jobs = _missing(store, first)
     later = len(tuned) * (fresh * _final_job_weight(trained=False) + again * _final_job_weight(trained=True))
     yield jobs, Planned(len(first) - _untrained(jobs), total, sum(job.weight for job in jobs) + later)
 
-    second = [(spec, True) for spec in final_specs(asked, select(asked, store))]
+    second = dict.fromkeys(final_specs(study, select(study, store)), True)
     jobs = _missing(store, second)
     yield jobs, Planned(total - _untrained(jobs), total, sum(job.weight for job in jobs))
 
 
-def first_round(asked: CompareSpec) -> list[tuple[RunSpec, bool]]:
-    """Every value of every grid over the tuning seeds, and the final runs of methods that have no grid.
+def values(arm: Arm) -> tuple[float, ...]:
+    """The values of an arm's sigma, rho or alpha; none where it has nothing of the kind."""
+    if method(arm.method).hyperparameter is None:
+        return ()
+    return task(arm.task).grid(method(arm.method)) if arm.values is None else arm.values
+
+
+def is_tuned(arm: Arm) -> bool:
+    """Whether a value is chosen: there are several, and not each is reported."""
+    return not arm.each and len(values(arm)) > 1
+
+
+def first_round(study: Study) -> dict[RunSpec, bool]:
+    """Every value of every grid over the tuning seeds, and the final runs of arms with nothing to choose.
 
     Args:
-        asked: What to compare.
+        study: What to run.
 
     Returns:
         Specifications, and whether they are final.
     """
-    wanted = []
-    for on, way in _pairs(asked):
-        if method(way).hyperparameter is None:
-            wanted += [(_spec(asked, on, way, None, seed), True) for seed in asked.run_seeds]
-        for value in task(on).grid(method(way)):
-            wanted += [(spec, False) for spec in _tuning_specs(asked, on, way, value)]
+    wanted: dict[RunSpec, bool] = {}
+    for arm in study.arms:
+        if is_tuned(arm):
+            for value in values(arm):
+                wanted = dict.fromkeys(_tuning_specs(study, arm, value), False) | wanted
+        else:
+            wanted |= dict.fromkeys(_untuned_specs(study, arm), True)
     return wanted
 
 
-def final_specs(asked: CompareSpec, selections: Iterable[Selection]) -> list[RunSpec]:
-    """The runs that are reported: every task, method and seed, with the chosen value.
+def final_specs(study: Study, selections: Iterable[Selection]) -> list[RunSpec]:
+    """The runs that are reported: every arm and seed, with the chosen value or with each.
 
     Args:
-        asked: What to compare.
+        study: What to run.
         selections: What was chosen.
 
     Returns:
         Their specifications.
     """
-    chosen = {(s.task, s.method): s.chosen for s in selections}
-    return [_spec(asked, on, way, chosen.get((on, way)), seed) for on, way in _pairs(asked) for seed in asked.run_seeds]
+    chosen = {(s.task, s.method, s.budget, s.changes): s.chosen for s in selections}
+    wanted: list[RunSpec] = []
+    for arm in study.arms:
+        value = chosen.get((arm.task, arm.method, arm.budget, arm.changes))
+        wanted += _untuned_specs(study, arm) if value is None else _specs(study, arm, value)
+    return list(dict.fromkeys(wanted))
 
 
-def select(asked: CompareSpec, store: Store) -> tuple[Selection, ...]:
-    """Choose sigma, rho or alpha of each method on each task, by mean validation accuracy and nothing else.
+def select(study: Study, store: Store) -> tuple[Selection, ...]:
+    """Choose sigma, rho or alpha of each arm, by mean validation accuracy and nothing else.
 
     A value with which a tuning run diverged is out; of equally good values the smaller one is taken.
 
     Args:
-        asked: What to compare.
+        study: What to run.
         store: Holds the tuning runs.
 
     Returns:
-        One selection for each task and method that has something to choose.
+        One selection for each arm that has something to choose.
 
     Raises:
         LabError: Every value diverged.
     """
-    selections = []
-    for on, way in _pairs(asked):
-        m = method(way)
-        if m.hyperparameter is None:
-            continue
-        grid = task(on).grid(m)
-        means = [
-            fmean(r.validation_accuracy for r in store.results(_tuning_specs(asked, on, way, value))) for value in grid
-        ]
-        best = max((mean for mean in means if not math.isnan(mean)), default=None)
-        if best is None:
-            raise LabError(
-                f"{way} diverged on {on} with every {m.hyperparameter} of its grid {grid}. Likely cause: the "
-                f"learning rate {task(on).setting.learning_rate:g} is too large for it. "
-                "Leave the method out with --methods."
-            )
-        selections.append(
-            Selection(
-                task=on,
-                method=way,
-                hyperparameter=m.hyperparameter,
-                grid=grid,
-                validation_accuracies=tuple(means),
-                chosen=grid[means.index(best)],
-            )
+    return tuple(_selection(study, arm, store) for arm in study.arms if is_tuned(arm))
+
+
+def tuning_specs(study: Study) -> list[RunSpec]:
+    """The runs that values are chosen by."""
+    tuned = [arm for arm in study.arms if is_tuned(arm)]
+    return [spec for arm in tuned for value in values(arm) for spec in _tuning_specs(study, arm, value)]
+
+
+def _selection(study: Study, arm: Arm, store: Store) -> Selection:
+    way, grid = method(arm.method), values(arm)
+    means = [fmean(r.validation_accuracy for r in store.results(_tuning_specs(study, arm, value))) for value in grid]
+    best = max((mean for mean in means if not math.isnan(mean)), default=None)
+    if best is None or way.hyperparameter is None:
+        raise LabError(
+            f"{arm.method} diverged on {arm.task} with every {way.hyperparameter} of its grid {grid}. Likely cause: "
+            f"the learning rate {task(arm.task).setting.changed(arm.changes).learning_rate:g} is too large for it. "
+            "Leave the method out with --methods."
         )
-    return tuple(selections)
+    return Selection(
+        task=arm.task,
+        method=arm.method,
+        budget=arm.budget,
+        changes=arm.changes,
+        hyperparameter=way.hyperparameter,
+        grid=grid,
+        validation_accuracies=tuple(means),
+        chosen=grid[means.index(best)],
+    )
 
 
 def is_drawn(spec: RunSpec) -> bool:
     """Whether the loss surface of a final run is drawn."""
-    return task(spec.task).measuring.surface and spec.seed == SURFACE_SEED and spec.method in SURFACE_METHODS
+    wanted = task(spec.task).measuring.surface and not spec.changes.name
+    return wanted and spec.seed == SURFACE_SEED and spec.method in SURFACE_METHODS
 
 
-def _missing(store: Store, wanted: Iterable[tuple[RunSpec, bool]]) -> list[Job]:
+def _missing(store: Store, wanted: Mapping[RunSpec, bool]) -> list[Job]:
     """Jobs for what is not stored yet; of a run that diverged there is nothing more to be had."""
     jobs = []
-    for spec, final in wanted:
+    for spec, final in wanted.items():
         found = store.result(spec)
         if found is not None and found.status == "diverged":
             continue
@@ -169,16 +189,28 @@ def _missing(store: Store, wanted: Iterable[tuple[RunSpec, bool]]) -> list[Job]:
     return jobs
 
 
-def _tuning_specs(asked: CompareSpec, on: str, way: str, value: float) -> list[RunSpec]:
-    return [_spec(asked, on, way, value, asked.first_seed + seed) for seed in TUNING_SEEDS]
+def _untuned_specs(study: Study, arm: Arm) -> list[RunSpec]:
+    return [spec for value in values(arm) or (None,) for spec in _specs(study, arm, value)]
 
 
-def _spec(asked: CompareSpec, on: str, way: str, value: float | None, seed: int) -> RunSpec:
-    return RunSpec(task=on, method=way, value=value, seed=seed, budget=asked.budget, device=asked.device)
+def _specs(study: Study, arm: Arm, value: float | None) -> list[RunSpec]:
+    return [_spec(study, arm, value, seed) for seed in study.run_seeds]
 
 
-def _pairs(asked: CompareSpec) -> list[tuple[str, str]]:
-    return [(on, way) for on in asked.tasks for way in asked.methods]
+def _tuning_specs(study: Study, arm: Arm, value: float) -> list[RunSpec]:
+    return [_spec(study, arm, value, study.first_seed + seed) for seed in TUNING_SEEDS]
+
+
+def _spec(study: Study, arm: Arm, value: float | None, seed: int) -> RunSpec:
+    return RunSpec(
+        task=arm.task,
+        method=arm.method,
+        value=value,
+        seed=seed,
+        budget=arm.budget,
+        device=study.device,
+        changes=arm.changes,
+    )
 
 
 def _untrained(jobs: Iterable[Job]) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +14,24 @@ class Value(BaseModel):
     """What is stored as JSON: frozen, without fields it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Changes(Value):
+    """What a run does otherwise than its task's setting; None is as the task has it."""
+
+    learning_rate: float | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+    batch_size: int | None = None
+    augmentation: str | None = Field(default=None, description="a key of flatmin_lab.data.augmentation.AUGMENTATIONS")
+    distance_penalty: float | None = Field(
+        default=None, description="strength of half the squared distance to the first weights, a term of the loss"
+    )
+
+    @property
+    def name(self) -> str:
+        """What is changed, readable: ``learning_rate=0.1,batch_size=8``; empty for nothing."""
+        return ",".join(f"{k}={v if isinstance(v, str) else format(v, 'g')}" for k, v in self if v is not None)
 
 
 class RunSpec(Value):
@@ -24,17 +43,27 @@ class RunSpec(Value):
     seed: int
     budget: int = Field(description="gradient evaluations the run may use, whatever the method makes of them")
     device: str = "cpu"
+    changes: Changes = Changes()
 
     @property
     def name(self) -> str:
-        """A readable name that is also the run's folder: ``digits-noisy/nso-0.05/seed3``."""
+        """A readable name: ``digits-noisy/nso-0.05/seed3``."""
         method = self.method if self.value is None else f"{self.method}-{self.value:g}"
-        return f"{self.task}/{method}/seed{self.seed}"
+        changes = f"+{self.changes.name}" if self.changes.name else ""
+        return f"{self.task}/{method}{changes}/seed{self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """Where the run is kept among others: its name with the first digits of its `digest`."""
+        return f"{self.name}-{self.digest[:8]}"
 
     @property
     def digest(self) -> str:
-        """A hash of the whole specification: what tells a stored result from one of another configuration."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        """A hash of the whole specification: what tells a stored result from one of another configuration.
+
+        What is as it is by default does not enter, so that a new field leaves the hashes of older runs as they were.
+        """
+        return hashlib.sha256(self.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:16]
 
 
 class Point(Value):
@@ -47,6 +76,12 @@ class Point(Value):
     validation_accuracy: float
     live_trace: float | None = Field(default=None, description="live Hessian-trace estimate, of methods that give one")
     live_trace_stderr: float | None = None
+    test_loss: float | None = Field(default=None, description="this and the rest of tasks that measure along the way")
+    test_accuracy: float | None = None
+    trace: float | None = None
+    trace_stderr: float | None = None
+    gap: float | None = Field(default=None, description="perturbation gap of the training loss")
+    gap_stderr: float | None = None
 
 
 class RunResult(Value):
@@ -94,15 +129,47 @@ class RunResult(Value):
         )
 
 
-class CompareSpec(Value):
-    """What ``flatmin compare`` was asked for."""
+class Arm(Value):
+    """One row of a study: a method on a task, in one setting and with one budget."""
 
-    tasks: tuple[str, ...]
-    methods: tuple[str, ...]
-    seeds: int = Field(description="number of paired seeds")
+    task: str
+    method: str
     budget: int = Field(description="gradient evaluations of each run")
+    changes: Changes = Changes()
+    values: tuple[float, ...] | None = Field(
+        default=None, description="of sigma, rho or alpha, to choose from; None for those of the task or the method"
+    )
+    each: bool = Field(default=False, description="whether every value is run over all seeds, and none chosen")
+
+
+class Study(Value):
+    """What is run: arms over paired seeds."""
+
+    arms: tuple[Arm, ...]
+    seeds: int = Field(description="number of paired seeds")
     device: str = "cpu"
     first_seed: int = Field(default=0, description="the seeds are this one and those that follow")
+
+    @classmethod
+    def crossed(cls, *, tasks: Iterable[str], methods: Iterable[str], budget: int, **others: Any) -> Study:
+        """Every method on every task, all with one budget and each task's setting: ``flatmin compare``."""
+        methods = tuple(methods)
+        return cls(arms=tuple(Arm(task=t, method=m, budget=budget) for t in tasks for m in methods), **others)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks, in the order of their first arms."""
+        return tuple(dict.fromkeys(arm.task for arm in self.arms))
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods, in the order of their first arms."""
+        return tuple(dict.fromkeys(arm.method for arm in self.arms))
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """The gradient evaluations of a run, in the order of the first arms that have them."""
+        return tuple(dict.fromkeys(arm.budget for arm in self.arms))
 
     @property
     def run_seeds(self) -> range:
@@ -111,7 +178,7 @@ class CompareSpec(Value):
 
 
 class Selection(Value):
-    """How one method's value was chosen on one task: by mean validation accuracy over the tuning seeds."""
+    """How the value of one arm was chosen: by mean validation accuracy over the tuning seeds."""
 
     task: str
     method: str
@@ -121,6 +188,8 @@ class Selection(Value):
         description="mean over the tuning seeds, in the grid's order; NaN for a value with which a run diverged"
     )
     chosen: float
+    budget: int
+    changes: Changes = Changes()
 
 
 class Surface(Value):
@@ -136,8 +205,9 @@ class Surface(Value):
 class Comparison(Value):
     """Everything a report needs, from stored results alone."""
 
-    spec: CompareSpec
+    spec: Study
     selections: tuple[Selection, ...]
     results: tuple[RunResult, ...] = Field(description="the final runs: chosen value, every seed")
+    tuning: tuple[RunResult, ...] = Field(default=(), description="every value over the tuning seeds")
     surfaces: tuple[Surface, ...] = ()
     environment: dict[str, str] = {}

@@ -4,21 +4,23 @@
 
     runs/compare/
         compare.json                              what makes the runs comparable, and what was last asked for
-        runs/digits-noisy/nso-0.1/seed3/
-            spec.json  weights.pt  surface.json  result.json     (a run is finished when its result.json is there)
+        runs/digits-noisy/nso-0.1/seed3-5c1d72f0/         (the run's name and the hash of its specification)
+            spec.json  environment.json  weights.safetensors  surface.json
+            result.json                                   (a run is finished when this is there)
         comparison.json  results.csv  report.html
 """
 
 from __future__ import annotations
 
-import pickle
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import torch
+import safetensors.torch
 from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
 
 from flatmin_lab.environment import environment
 from flatmin_lab.errors import StoreError
@@ -26,7 +28,10 @@ from flatmin_lab.files import explained, write_whole
 from flatmin_lab.header import Header, comparable, require_comparable
 from flatmin_lab.job import Outcome
 from flatmin_lab.lock import FolderLock
-from flatmin_lab.spec import CompareSpec, RunResult, RunSpec, Surface
+from flatmin_lab.spec import RunResult, RunSpec, Study, Surface
+
+WEIGHTS = "weights.safetensors"
+"""The file of a run's weights in its folder."""
 
 _Stored = TypeVar("_Stored", bound=BaseModel)
 
@@ -88,11 +93,11 @@ class Store:
                     "version of flatmin. Restore it, or begin in another folder with --out."
                 ) from error
 
-    def begin(self, spec: CompareSpec) -> None:
-        """Take up the folder for ``spec``, whether it is new or has finished runs.
+    def begin(self, asked: Study) -> None:
+        """Take up the folder for ``asked``, whether it is new or has finished runs.
 
         Args:
-            spec: What is asked for.
+            asked: What is asked for.
 
         Raises:
             StoreError: The folder holds something else, or runs that cannot be compared with those asked for.
@@ -100,7 +105,7 @@ class Store:
         here = environment()
         if (self.folder / "compare.json").exists():
             former = self.header()
-            require_comparable(former, spec, self.folder)
+            require_comparable(former, self.folder)
             changed = [f"{k} {v} (now {here.get(k)})" for k, v in former.environment.items() if here.get(k) != v]
             if changed:
                 self.note(f"{self.folder} was begun with {', '.join(changed)}: numbers may differ in the last digits.")
@@ -110,7 +115,7 @@ class Store:
                 f"{self.folder} holds other files ({', '.join(strangers[:3])}, ...) and no comparison. Likely cause: "
                 "another folder was meant. Choose a new or empty folder with --out."
             )
-        header = Header(comparable=comparable(spec), asked=spec, environment=here)
+        header = Header(comparable=comparable(), asked=asked, environment=here)
         self.write("compare.json", header.model_dump_json(indent=2))
 
     def result(self, spec: RunSpec) -> RunResult | None:
@@ -156,7 +161,7 @@ class Store:
 
     def weights(self, spec: RunSpec) -> Path:
         """The file of a finished run's weights."""
-        return self.folder_of(spec) / "weights.pt"
+        return self.folder_of(spec) / WEIGHTS
 
     def save(self, outcome: Outcome) -> None:
         """Write what came of a job; its result comes last and makes it count.
@@ -170,10 +175,11 @@ class Store:
         spec = outcome.result.spec
         folder = self.folder_of(spec)
         if outcome.weights is not None:
-            write_whole(folder / "weights.pt", outcome.weights)
+            write_whole(folder / WEIGHTS, outcome.weights)
         if outcome.surface is not None:
             write_whole(folder / "surface.json", outcome.surface.model_dump_json().encode())
         write_whole(folder / "spec.json", spec.model_dump_json(indent=2).encode())
+        write_whole(folder / "environment.json", json.dumps(outcome.environment, indent=2).encode())
         write_whole(folder / "result.json", outcome.result.model_dump_json().encode())
         self._results[spec] = outcome.result
 
@@ -192,15 +198,15 @@ class Store:
 
     def folder_of(self, spec: RunSpec) -> Path:
         """The folder of one run."""
-        return self.folder / "runs" / spec.name
+        return self.folder / "runs" / spec.folder
 
     def _is_sound(self, found: RunResult, spec: RunSpec) -> bool:
         if found.spec != spec:
             return self._redo(spec, "its result is that of another specification")
         if found.status == "finished":
             try:
-                torch.load(self.weights(spec), map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+                safetensors.torch.load_file(self.weights(spec))
+            except (OSError, SafetensorError) as error:
                 return self._redo(spec, f"its weights cannot be read ({_brief(error)})")
         return True
 

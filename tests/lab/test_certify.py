@@ -104,7 +104,7 @@ def finished(tmp_path_factory):
     spec = run_spec("nso", budget=200)
     done = outcome(spec, weights=True)
     (folder / "spec.json").write_text(spec.model_dump_json())
-    (folder / "weights.pt").write_bytes(done.weights)
+    (folder / "weights.safetensors").write_bytes(done.weights)
     return folder
 
 

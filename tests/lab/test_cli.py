@@ -16,6 +16,7 @@ from flatmin_lab import cli, commands
 from flatmin_lab.data.examples import DATA
 from flatmin_lab.methods import METHODS
 from flatmin_lab.recipes.registry import CERTIFICATES
+from flatmin_lab.spec import Changes
 from flatmin_lab.tasks import TASKS
 from small_runs import ENVIRONMENT, finish, start
 
@@ -89,7 +90,7 @@ def test_version(capsys):
     [
         (("compare", "--methods", "sgdd"), ("'sgdd'", "'wpsgd'", "Did you mean 'sgd'")),
         (("compare", "--tasks", "digits-nosy"), ("'digits-nosy'", "Did you mean 'digits-noisy'")),
-        (("compare", "--methods"), ("methods is empty",)),
+        (("compare", "--methods"), ("there is no method",)),
         (("compare", "--seeds", "0"), ("seeds is 0",)),
         (("compare", "--seeds", "-1"), ("seeds is -1",)),
         (("compare", "--budget", "3"), ("budget is 3", "such as 4")),
@@ -136,10 +137,17 @@ def test_json_alone_is_on_standard_output(finished):
     assert status == 0, errors
     result = json.loads(output)
     assert result["spec"] == {
-        "tasks": ["digits-clean"],
-        "methods": ["sgd"],
+        "arms": [
+            {
+                "task": "digits-clean",
+                "method": "sgd",
+                "budget": 2,
+                "changes": Changes().model_dump(),
+                "values": None,
+                "each": False,
+            }
+        ],
         "seeds": 1,
-        "budget": 2,
         "device": "cpu",
         "first_seed": 0,
     }
@@ -161,12 +169,16 @@ def test_report_says_the_same_from_what_is_stored(finished, capsys):
     assert "report.html" in printed
 
 
-def test_another_configuration_in_the_same_folder(finished, capsys):
-    folder = finished[0]
-    assert cli.main(["compare", *SMALL[:-4], "--budget", "4", "--workers", "1", "--out", str(folder)]) == cli.BAD_INPUT
-    errors = capsys.readouterr().err
-    assert "budget is 2 there and 4 here" in errors
-    assert "--budget 2" in errors
+def test_another_budget_in_the_same_folder_leaves_the_first_ones_runs(tmp_path, capsys):
+    begun = [*SMALL[:-4], "--workers", "1", "--out", str(tmp_path)]
+    for budget in ("2", "4"):
+        assert cli.main(["compare", *begun, "--budget", budget]) == 0
+    assert len(list(tmp_path.rglob("result.json"))) == 2
+    kept = [path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")]
+    assert cli.main(["compare", *begun, "--budget", "2", "--json"]) == 0
+    assert kept == [path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")]
+    capsys.readouterr()
+    assert json.loads((tmp_path / "comparison.json").read_text())["results"][0]["gradient_evaluations"] == 2
 
 
 def test_an_unfinished_comparison_cannot_be_reported(finished, capsys):
@@ -185,9 +197,9 @@ def test_an_unfinished_comparison_cannot_be_reported(finished, capsys):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_in_the_midst_of_it(tmp_path, capsys):
-    place = tmp_path / "runs/digits-clean/sgd/seed0"
     arguments = ["compare", *SMALL, "--out", str(tmp_path)]
     assert cli.main(arguments) == 0
+    (place,) = (path.parent for path in tmp_path.rglob("result.json"))
     (place / "result.json").unlink()
     (place / ".result.json.partial").symlink_to("/dev/full")
     capsys.readouterr()

@@ -43,7 +43,7 @@ def test_killed_and_started_again_it_ends_the_same(uninterrupted, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     finish(process)
-    kept = {p: p.stat().st_mtime_ns for p in folder.rglob("weights.pt")}
+    kept = {p: p.stat().st_mtime_ns for p in folder.rglob("weights.safetensors")}
     assert 4 <= len(kept) < 3 + 2 * len(METHODS["sam"].grid) + 1
 
     status, output, errors = finish(start(*arguments, "--out", folder, "--workers", "2"))
@@ -70,8 +70,8 @@ def test_a_finished_comparison_is_only_read(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": ()}, "methods is empty"),
-        ({"tasks": ()}, "tasks is empty"),
+        ({"methods": ()}, "there is no method"),
+        ({"tasks": ()}, "or no task"),
         ({"methods": ("sgdd",)}, r"method is 'sgdd'.*'wpsgd'.*Did you mean 'sgd'"),
         ({"tasks": ("digits",)}, r"task is 'digits'.*Did you mean"),
         ({"seeds": 0}, "seeds is 0"),

@@ -1,5 +1,7 @@
 """The task that fine-tunes given weights: its splits, its start, its numbers, and what is said of missing data."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,9 +11,9 @@ from flatmin.curvature.legacy import authors_lambda
 from flatmin.errors import DataError
 from flatmin_lab.compare import check
 from flatmin_lab.data import cifar
-from flatmin_lab.job import measure
 from flatmin_lab.methods import METHODS, Ingredients
 from flatmin_lab.run import network, train
+from flatmin_lab.sharpness import curvature
 from flatmin_lab.tasks import MAIN, Measuring, task
 from lab_data import images, resnet, save
 from small_runs import asked, driven, outcome, run_spec
@@ -68,8 +70,8 @@ def test_curvature_is_that_of_evaluation_mode_and_the_authors_number_is_a_mean_o
     data = cifar.drawn_splits(0).train
     H = fm.Hessian(model, nn.functional.cross_entropy, data.batches(64))
     assert result.trace == pytest.approx(float(fm.trace(H, num_matvecs=50, seed=0).value), rel=1e-4)
-    how = Measuring(batch_size=8, authors_layers="conv", num_matvecs=2)
-    found = measure(result, model, data.batches(8), how).authors_lambda
+    on = replace(task(NAME), measuring=Measuring(batch_size=8, authors_layers="conv", num_matvecs=2))
+    found = curvature(model, on, data.batches(8), seed=0)["authors_lambda"]
     each = [fm.Hessian(model, nn.functional.cross_entropy, [batch]) for batch in data.batches(8)]
     assert len(each) == 2
     assert found == pytest.approx(sum(authors_lambda(h, seed=0).value for h in each) / 2)
@@ -99,14 +101,16 @@ def test_label_smoothing_trains_on_smoothed_targets_and_costs_one_gradient():
     logits, targets = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([1])
     log_p = logits.log_softmax(dim=1)
     expected = -(0.7 * log_p[0, 1] + 0.3 * log_p.mean())
-    assert torch.allclose(METHODS["ls"].loss(0.3)(logits, targets), expected)
+    assert torch.allclose(METHODS["ls"].loss(task(NAME).loss, 0.3)(logits, targets), expected)
     assert METHODS["ls"].evaluations_per_step == 1
 
 
 def test_bayesian_sam_begins_with_steps_as_long_as_the_base_optimizers():
     model = nn.Linear(3, 1)
     base = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=0.1)
-    group = METHODS["bsam"].build(Ingredients(base, model, 0.05, 0, 200)).param_groups[0]
+    group = (
+        METHODS["bsam"].build(Ingredients(base, model, 0.05, seed=0, num_examples=200, num_steps=10)).param_groups[0]
+    )
     # A constant gradient g moves SGD by lr g / (1 - momentum) a step in the long run, and BSAM by its lr g / s.
     assert group["lr"] == pytest.approx(0.02 / (1 - 0.9))
     assert (group["betas"], group["weight_decay"], group["rho"]) == ((0.9, 0.999), 0.1, 0.05)

@@ -89,11 +89,11 @@ def test_the_digest_is_that_of_the_numbers(tmp_path):
 def test_a_run_of_the_comparison(tmp_path):
     done = outcome(run_spec("nso"))
     (tmp_path / "spec.json").write_text(done.result.spec.model_dump_json())
-    (tmp_path / "weights.pt").write_bytes(done.weights)
+    (tmp_path / "weights.safetensors").write_bytes(done.weights)
     subject = load_subject(tmp_path)
     assert (subject.kind, subject.data, subject.seed) == ("mlp", "digits-clean", 0)
     assert subject.notes == ("Trained by nso, digits-clean/nso-0.05/seed0.",)
-    stored = torch.load(tmp_path / "weights.pt", weights_only=True)
+    stored = torch.load(tmp_path / "weights.safetensors", weights_only=True)
     assert all(torch.equal(v, stored[k]) for k, v in subject.model.state_dict().items())
     (tmp_path / "spec.json").write_text("{}")
     with pytest.raises(WeightsError, match=r"spec\.json cannot be read.*edited"):
@@ -103,7 +103,7 @@ def test_a_run_of_the_comparison(tmp_path):
 def test_a_folder_of_runs_names_one_of_them(tmp_path):
     place = tmp_path / "runs/digits-clean/nso-0.05/seed0"
     place.mkdir(parents=True)
-    (place / "weights.pt").write_bytes(b"")
+    (place / "weights.safetensors").write_bytes(b"")
     with pytest.raises(WeightsError, match=r"holds 1 runs; name one of them: .*runs/digits-clean/nso-0\.05/seed0"):
         load_subject(tmp_path)
 

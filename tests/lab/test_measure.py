@@ -160,7 +160,7 @@ def test_a_loss_that_is_not_curved(tmp_path, capsys):
 def test_a_run_of_the_comparison(tmp_path, capsys):
     done = outcome(run_spec("sgd"))
     (tmp_path / "spec.json").write_text(done.result.spec.model_dump_json())
-    (tmp_path / "weights.pt").write_bytes(done.weights)
+    (tmp_path / "weights.safetensors").write_bytes(done.weights)
     assert cli.main(["measure", str(tmp_path), "--eigenvalues", "1", "--out", str(tmp_path / "out"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["measurement"]["loss"] == pytest.approx(done.result.train_loss, rel=1e-5)

@@ -7,7 +7,7 @@ import pytest
 from flatmin_lab.errors import LabError
 from flatmin_lab.methods import METHODS
 from flatmin_lab.plan import TUNING_SEEDS, final_specs, first_round, rounds, select
-from flatmin_lab.spec import RunResult
+from flatmin_lab.spec import Arm, Changes, RunResult, Study
 from small_runs import asked, run_spec
 
 
@@ -56,7 +56,7 @@ class Shelf:
 
 def tuned(validation, comparison):
     shelf = Shelf(validation)
-    shelf.add(spec for spec, _ in first_round(comparison))
+    shelf.add(first_round(comparison))
     return shelf, select(comparison, shelf)
 
 
@@ -88,9 +88,9 @@ def test_a_method_that_always_diverges_ends_the_comparison():
 
 
 def test_every_tuned_method_gets_as_many_tuning_runs():
-    specs = [spec for spec, final in first_round(asked(tuple(METHODS))) if not final]
+    specs = [spec for spec, final in first_round(asked(tuple(METHODS), budget=8)).items() if not final]
     counts = {name: sum(s.method == name for s in specs) for name in METHODS}
-    assert counts.pop("sgd") == 0
+    assert counts.pop("sgd") == counts.pop("sgd-halves") == 0
     assert len(set(counts.values())) == 1
     assert {s.seed for s in specs} == set(TUNING_SEEDS)
 
@@ -132,3 +132,46 @@ def test_nothing_is_left_of_a_diverged_run():
     first, planned = next(rounds(comparison, shelf))
     assert [(job.spec.seed, job.measure, job.surface) for job in first] == [(0, False, True)]
     assert planned.runs_done == 2
+
+
+def test_arms_differ_by_setting_and_budget_and_each_is_tuned_by_its_own_runs():
+    low, high = Changes(learning_rate=0.01), Changes(learning_rate=0.1)
+    arms = (
+        Arm(task="digits-clean", method="nso", budget=4, changes=low, values=(0.1, 0.2)),
+        Arm(task="digits-clean", method="nso", budget=4, changes=high, values=(0.1, 0.2)),
+        Arm(task="digits-clean", method="nso", budget=8, changes=low, values=(0.1, 0.2)),
+        Arm(task="digits-clean", method="sgd", budget=4),
+    )
+    study = Study(arms=arms, seeds=3)
+    best = {(4, low): 0.1, (4, high): 0.2, (8, low): 0.2}
+    _, selections = tuned(lambda s: 0.9 if best.get((s.budget, s.changes), s.value) == s.value else 0.1, study)
+    assert [s.chosen for s in selections] == [0.1, 0.2, 0.2]
+    finals = final_specs(study, selections)
+    assert len(finals) == len(set(finals)) == len({s.folder for s in finals}) == 12
+    assert [(s.budget, s.changes, s.value) for s in finals if s.seed == 2] == [
+        (4, low, 0.1),
+        (4, high, 0.2),
+        (8, low, 0.2),
+        (4, Changes(), None),
+    ]
+
+
+def test_of_an_arm_with_one_value_or_with_each_nothing_is_chosen():
+    one = Arm(task="digits-clean", method="sam", budget=4, values=(0.3,))
+    each = Arm(task="digits-clean", method="nso", budget=4, values=(0.1, 0.2), each=True)
+    study = Study(arms=(one, each), seeds=3)
+    shelf, selections = tuned(lambda _: 0.5, study)
+    assert selections == ()
+    assert all(first_round(study).values())
+    assert final_specs(study, ()) == list(first_round(study))
+    assert [(s.value, s.seed) for s in shelf.stored if s.method == "nso"] == [
+        (v, s) for v in (0.1, 0.2) for s in range(3)
+    ]
+
+
+def test_a_run_that_tunes_one_arm_and_is_final_in_another_is_measured():
+    tunes = Arm(task="digits-clean", method="nso", budget=4, values=(0.1, 0.2))
+    each = Arm(task="digits-clean", method="nso", budget=4, values=(0.1,), each=True)
+    for arms in ((tunes, each), (each, tunes)):
+        wanted = first_round(Study(arms=arms, seeds=2))
+        assert {(s.value, final) for s, final in wanted.items()} == {(0.1, True), (0.2, False)}

@@ -48,14 +48,15 @@ def test_round_trip(store, done, notes):
     assert later.weights(SPEC).read_bytes() == done.weights
     assert not notes
     assert sorted(p.name for p in store.folder_of(SPEC).iterdir()) == [
+        "environment.json",
         "result.json",
         "spec.json",
         "surface.json",
-        "weights.pt",
+        "weights.safetensors",
     ]
 
 
-@pytest.mark.parametrize("name", ["result.json", "weights.pt"])
+@pytest.mark.parametrize("name", ["result.json", "weights.safetensors"])
 @pytest.mark.parametrize("damage", [b"", b"half of it"])
 def test_damaged_file_is_reported_in_one_line_and_made_again(store, done, notes, name, damage):
     store.save(done)
@@ -92,14 +93,15 @@ def test_damaged_surface_is_reported(store, done, notes):
     assert "surface.json is made again" in notes[0]
 
 
-def test_another_configuration_shows_the_fields_and_the_remedy(store):
-    with pytest.raises(StoreError, match=r"budget is 4 there and 10 here.*--out or give --budget 4"):
-        store.begin(asked(budget=10))
+def test_runs_of_other_code_cannot_be_continued(store, monkeypatch):
+    monkeypatch.setattr("flatmin_lab.header.code_digest", lambda: "f00d")
+    with pytest.raises(StoreError, match=r"another version of flatmin.*: code is \w+ there and f00d here.*--out"):
+        store.begin(asked())
 
 
 def test_another_version_of_the_tasks_cannot_be_continued(store, monkeypatch):
     monkeypatch.setattr("flatmin_lab.tasks.VERSION", 99)
-    with pytest.raises(StoreError, match=r"tasks version is \d+ there and 99 here. Choose another folder with --out\."):
+    with pytest.raises(StoreError, match=r"tasks version is \d+ there and 99 here. Choose another folder with --out"):
         store.begin(asked())
 
 
@@ -147,7 +149,7 @@ def test_missing_runs_are_counted(store, done):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-@pytest.mark.parametrize("name", ["weights.pt", "surface.json", "result.json"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "surface.json", "result.json"])
 def test_full_disk_gives_one_message_and_keeps_what_is_finished(store, done, notes, name):
     store.save(done)
     kept = store.folder_of(SPEC) / name

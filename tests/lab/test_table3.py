@@ -120,13 +120,13 @@ def test_finished_runs_are_kept_and_a_missing_one_is_made_again(folder, monkeypa
     real = job.train
 
     def counted(spec):
-        made.append(spec.name)
+        made.append(spec.folder)
         return real(spec)
 
     monkeypatch.setattr(job, "train", counted)
     before = json.loads((folder / RECORD).read_text())
     (folder / RECORD).unlink()
-    lost = next((folder / "sweep").rglob("seed1/result.json"))
+    lost = next((folder / "sweep").rglob("seed1-*/result.json"))
     lost.unlink()
     reproduce("nso.table3", "toy", folder)
     after = json.loads((folder / RECORD).read_text())

@@ -52,11 +52,11 @@ class Compare:
         from flatmin_lab.commands.present import present
         from flatmin_lab.compare import check, compare
         from flatmin_lab.progress import Display
-        from flatmin_lab.spec import CompareSpec
+        from flatmin_lab.spec import Study
         from flatmin_lab.store import Store
         from flatmin_lab.sweep import num_cores
 
-        asked = CompareSpec(
+        asked = Study.crossed(
             tasks=tuple(dict.fromkeys(self.tasks)),
             methods=tuple(dict.fromkeys(self.methods)),
             seeds=self.seeds,

@@ -185,13 +185,14 @@ def _of_run(path: Path) -> Subject:
 
     from flatmin_lab.run import network
     from flatmin_lab.spec import RunSpec
+    from flatmin_lab.store import WEIGHTS
     from flatmin_lab.tasks import task
 
-    if not (path / "spec.json").is_file() or not (path / "weights.pt").is_file():
-        runs = sorted(p.parent.relative_to(path) for p in path.glob("runs/**/weights.pt"))
+    if not (path / "spec.json").is_file() or not (path / WEIGHTS).is_file():
+        runs = sorted(p.parent.relative_to(path) for p in path.glob(f"runs/**/{WEIGHTS}"))
         named = f" It holds {len(runs)} runs; name one of them: {path / runs[0]}." if runs else ""
         raise WeightsError(
-            f"{path} is neither a finished run (spec.json, weights.pt) nor a folder of transformers (config.json, "
+            f"{path} is neither a finished run (spec.json, {WEIGHTS}) nor a folder of transformers (config.json, "
             f"model.safetensors).{named}"
         )
     try:
@@ -199,10 +200,10 @@ def _of_run(path: Path) -> Subject:
     except ValidationError as error:
         raise WeightsError(
             f"{path / 'spec.json'} cannot be read. Likely cause: it was edited, or written by another version of "
-            "flatmin. Name its weights.pt instead."
+            f"flatmin. Name its {WEIGHTS} instead."
         ) from error
     model = network(spec.model_copy(update={"device": "cpu"}))
-    _load_strictly(model, read_weights(path / "weights.pt"), str(path))
+    _load_strictly(model, read_weights(path / WEIGHTS), str(path))
     return Subject(
         model.eval(),
         task(spec.task).kind,

@@ -177,5 +177,5 @@ def _run(result: RunResult) -> list[str]:
 def _command(comparison: Comparison) -> str:
     spec = comparison.spec
     words = ["flatmin", "compare", "--methods", *spec.methods, "--tasks", *spec.tasks]
-    words += ["--seeds", str(spec.seeds), "--budget", str(spec.budget), "--device", spec.device]
+    words += ["--seeds", str(spec.seeds), "--budget", str(spec.budgets[0]), "--device", spec.device]
     return shlex.join(words)

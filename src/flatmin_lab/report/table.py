@@ -107,8 +107,8 @@ def console_table(comparison: Comparison) -> ConsoleTable:
         A rich renderable: one table a task where the terminal is wide enough, two stacked ones where it is not.
 
     Example:
-        >>> from flatmin_lab.spec import Comparison, CompareSpec
-        >>> spec = CompareSpec(tasks=("digits",), methods=("sgd",), seeds=2, budget=10)
+        >>> from flatmin_lab.spec import Comparison, Study
+        >>> spec = Study.crossed(tasks=("digits",), methods=("sgd",), seeds=2, budget=10)
         >>> import rich
         >>> rich.print(console_table(Comparison(spec=spec, selections=(), results=())))
         No run has finished yet.

@@ -22,7 +22,7 @@ from flatmin_lab.recipes.nso2024.table3_text import text
 from flatmin_lab.recipes.outcome import Cell, Outcome, Table
 from flatmin_lab.report.summary import REFERENCE, paired_difference, quantity, runs_of
 from flatmin_lab.report.text import METRICS
-from flatmin_lab.spec import CompareSpec, Comparison
+from flatmin_lab.spec import Comparison, Study
 from flatmin_lab.store import Store
 from flatmin_lab.sweep import Finished, num_cores
 
@@ -89,7 +89,7 @@ def table3(size: str, seed: int, watch: Watch, folder: Path) -> Outcome:
             "version. The nearest that is: --size small."
         )
     chosen = SIZES[size]
-    asked = CompareSpec(tasks=(chosen.task,), methods=WAYS, seeds=chosen.seeds, budget=chosen.budget, first_seed=seed)
+    asked = Study.crossed(tasks=(chosen.task,), methods=WAYS, budget=chosen.budget, seeds=chosen.seeds, first_seed=seed)
     workers = chosen.workers or num_cores()
     check(asked, workers)
     with Store(folder) as store:

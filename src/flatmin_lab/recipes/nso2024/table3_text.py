@@ -48,7 +48,7 @@ def _but() -> str:
 def _here(found: Comparison) -> str:
     spec = found.spec
     said = [
-        f"**Here** ({task(spec.tasks[0]).summary}; {spec.budget} gradient evaluations a run, {spec.seeds} seeds): "
+        f"**Here** ({task(spec.tasks[0]).summary}; {spec.budgets[0]} gradient evaluations a run, {spec.seeds} seeds): "
         + _against(found, REFERENCE, "over SGD")
     ]
     for metric, best, what in (("test_accuracy", max, "most accurate"), ("trace", min, "flattest")):
