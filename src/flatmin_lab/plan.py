@@ -77,8 +77,8 @@ def values(arm: Arm) -> tuple[float, ...]:
 
 
 def is_tuned(arm: Arm) -> bool:
-    """Whether a value is chosen: there are several, and not each is reported."""
-    return not arm.each and len(values(arm)) > 1
+    """Whether there are several values to choose from."""
+    return len(values(arm)) > 1
 
 
 def first_round(study: Study) -> dict[RunSpec, bool]:
@@ -101,7 +101,7 @@ def first_round(study: Study) -> dict[RunSpec, bool]:
 
 
 def final_specs(study: Study, selections: Iterable[Selection]) -> list[RunSpec]:
-    """The runs that are reported: every arm and seed, with the chosen value or with each.
+    """The runs that are reported: every arm and seed, with the chosen value.
 
     Args:
         study: What to run.
@@ -110,10 +110,10 @@ def final_specs(study: Study, selections: Iterable[Selection]) -> list[RunSpec]:
     Returns:
         Their specifications.
     """
-    chosen = {(s.task, s.method, s.budget, s.changes): s.chosen for s in selections}
+    chosen = {(s.task, s.method, s.budget, s.changes, s.grid): s.chosen for s in selections}
     wanted: list[RunSpec] = []
     for arm in study.arms:
-        value = chosen.get((arm.task, arm.method, arm.budget, arm.changes))
+        value = chosen.get((arm.task, arm.method, arm.budget, arm.changes, values(arm)))
         wanted += _untuned_specs(study, arm) if value is None else _specs(study, arm, value)
     return list(dict.fromkeys(wanted))
 

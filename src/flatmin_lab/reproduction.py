@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import flatmin
 from flatmin.checks import choice, whole
+from flatmin.errors import ArgumentError
 from flatmin_lab.environment import environment
 from flatmin_lab.files import explained, write_whole
 from flatmin_lab.lock import kept_for
@@ -53,6 +55,8 @@ def reproduce(
     folder: Path,
     *,
     seed: int = 0,
+    tasks: tuple[str, ...] = (),
+    runs: Path | None = None,
     watch: Watch = lambda *_: None,
     note: Callable[[str], object] = lambda _: None,
 ) -> ReproductionRecord:
@@ -63,30 +67,35 @@ def reproduce(
         size: ``"toy"``, ``"small"`` or ``"paper"``.
         folder: Where data, figures and page are written.
         seed: Of everything random.
+        tasks: Of a reproduction that is made of runs, only these of the size's tasks; empty for all.
+        runs: Where it keeps its runs; several reproductions may share them. None for a folder within ``folder``.
         watch: Told of the progress.
         note: Told in one line about everything unusual.
 
     Raises:
-        ArgumentError: There is no such reproduction or size.
+        ArgumentError: There is no such reproduction, size or task.
         StoreError: The folder holds something else, or cannot be written.
     """
     choice("name", name, REPRODUCTIONS)
     choice("size", size, SIZES)
     whole("seed", seed, minimum=0, hint="It is the seed of everything random.")
-    with kept_for(folder, {"reproduction": name, "size": size, "seed": seed}):
+    if (tasks or runs) and not REPRODUCTIONS[name].keeps_runs:
+        raise ArgumentError(f"{name} is not made of runs on tasks, so it has no tasks to choose from and keeps none.")
+    wanted = {"reproduction": name, "size": size, "seed": seed, **({"tasks": " ".join(tasks)} if tasks else {})}
+    with kept_for(folder, wanted):
         former = _finished(folder / RECORD, note)
         if former is not None:
             note(f"{folder} has it finished; nothing is computed again.")
             return former
-        record = _made(name, size, seed, folder, watch)
+        given = {"folder": runs or folder / RUNS, "tasks": tasks} if REPRODUCTIONS[name].keeps_runs else {}
+        record = _made(name, size, seed, folder, watch, given)
         write_whole(folder / RECORD, record.model_dump_json(indent=2).encode())  # last: now it is finished
         return record
 
 
-def _made(name: str, size: str, seed: int, folder: Path, watch: Watch) -> ReproductionRecord:
+def _made(name: str, size: str, seed: int, folder: Path, watch: Watch, given: dict[str, Any]) -> ReproductionRecord:
     entry, begin = REPRODUCTIONS[name], time.monotonic()
-    kept = {"folder": folder / RUNS} if entry.keeps_runs else {}
-    found = entry.load()(size, seed, watch, **kept)
+    found = entry.load()(size, seed, watch, **given)
     return ReproductionRecord(
         name=name,
         size=size,

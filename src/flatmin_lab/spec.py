@@ -139,7 +139,6 @@ class Arm(Value):
     values: tuple[float, ...] | None = Field(
         default=None, description="of sigma, rho or alpha, to choose from; None for those of the task or the method"
     )
-    each: bool = Field(default=False, description="whether every value is run over all seeds, and none chosen")
 
 
 class Study(Value):

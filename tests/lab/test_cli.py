@@ -144,7 +144,6 @@ def test_json_alone_is_on_standard_output(finished):
                 "budget": 2,
                 "changes": Changes().model_dump(),
                 "values": None,
-                "each": False,
             }
         ],
         "seeds": 1,

@@ -156,22 +156,19 @@ def test_arms_differ_by_setting_and_budget_and_each_is_tuned_by_its_own_runs():
     ]
 
 
-def test_of_an_arm_with_one_value_or_with_each_nothing_is_chosen():
-    one = Arm(task="digits-clean", method="sam", budget=4, values=(0.3,))
-    each = Arm(task="digits-clean", method="nso", budget=4, values=(0.1, 0.2), each=True)
-    study = Study(arms=(one, each), seeds=3)
-    shelf, selections = tuned(lambda _: 0.5, study)
-    assert selections == ()
-    assert all(first_round(study).values())
-    assert final_specs(study, ()) == list(first_round(study))
-    assert [(s.value, s.seed) for s in shelf.stored if s.method == "nso"] == [
-        (v, s) for v in (0.1, 0.2) for s in range(3)
-    ]
+def test_of_arms_with_one_value_nothing_is_chosen_though_another_arm_is_tuned():
+    fixed = [Arm(task="digits-clean", method="nso", budget=4, values=(value,)) for value in (0.1, 0.2)]
+    tunes = Arm(task="digits-clean", method="nso", budget=4, values=(0.1, 0.3))
+    study = Study(arms=(*fixed, tunes), seeds=3)
+    _, selections = tuned(lambda s: s.value, study)
+    assert [s.chosen for s in selections] == [0.3]
+    run = [(s.value, s.seed) for s in final_specs(study, selections)]
+    assert run == [(value, seed) for value in (0.1, 0.2, 0.3) for seed in range(3)]
 
 
 def test_a_run_that_tunes_one_arm_and_is_final_in_another_is_measured():
     tunes = Arm(task="digits-clean", method="nso", budget=4, values=(0.1, 0.2))
-    each = Arm(task="digits-clean", method="nso", budget=4, values=(0.1,), each=True)
-    for arms in ((tunes, each), (each, tunes)):
+    final = Arm(task="digits-clean", method="nso", budget=4, values=(0.1,))
+    for arms in ((tunes, final), (final, tunes)):
         wanted = first_round(Study(arms=arms, seeds=2))
         assert {(s.value, final) for s, final in wanted.items()} == {(0.1, True), (0.2, False)}

@@ -31,6 +31,8 @@ class Reproduce:
         size: toy takes seconds, small minutes on two cores, and paper is as published.
         seed: Seed of everything random; the papers' is 0.
         out: The folder to write into; one under runs/reproduce if not given.
+        tasks: Of what is made of runs, only these of the size's tasks.
+        runs: Where the runs it is made of are kept, which several may share; a folder within its own if not given.
         list: Print what there is and where in the papers it stands, and do nothing else.
         json: Print the result as JSON, and nothing else, on standard output.
     """
@@ -39,6 +41,8 @@ class Reproduce:
     size: Literal["toy", "small", "paper"] = "small"
     seed: int = 0
     out: Path | None = None
+    tasks: tuple[str, ...] = ()
+    runs: Path | None = None
     list: bool = False
     json: bool = False
 
@@ -53,9 +57,18 @@ class Reproduce:
         from flatmin_lab.reproduction import reproduce
 
         messages = Console(stderr=True)
-        folder = self.out or Path("runs/reproduce") / f"{self.name}-{self.size}-seed{self.seed}"
+        folder = self.out or Path("runs/reproduce") / "-".join((self.name, self.size, f"seed{self.seed}", *self.tasks))
         with PartBars(messages) as watch:
-            record = reproduce(self.name, self.size, folder, seed=self.seed, watch=watch, note=messages.print)
+            record = reproduce(
+                self.name,
+                self.size,
+                folder,
+                seed=self.seed,
+                tasks=self.tasks,
+                runs=self.runs,
+                watch=watch,
+                note=messages.print,
+            )
         _present(record, folder, as_json=self.json)
 
 

@@ -20,7 +20,8 @@ class Reproduction:
         summary: What is reproduced, in a few words.
         paper: Where it is in the paper.
         place: What runs it, as ``"module:function"``: given size, seed and ``Watch`` it returns an ``Outcome``.
-        keeps_runs: Whether it is given a folder too, to keep finished runs in.
+        keeps_runs: Whether it is made of runs on tasks: it is given a ``folder`` too, to keep finished runs in, and the
+            ``tasks`` it is to keep to, if not all.
     """
 
     summary: str
@@ -46,6 +47,12 @@ REPRODUCTIONS: dict[str, Reproduction] = {
         "accuracy, trace and largest eigenvalue of eight methods",
         f"{_NSO}, Tables 3 and 6",
         "nso2024.table3:table3",
+        keeps_runs=True,
+    ),
+    "nso.pairing": Reproduction(
+        "which share of NSO's effect is kept at the price of SGD",
+        "beyond the papers: +U and −U on the two halves of a batch",
+        "nso2024.pairing:pairing",
         keeps_runs=True,
     ),
     "nso.fig6": Reproduction(

@@ -15,22 +15,22 @@ from flatmin.checks import choice
 from flatmin_lab.compare import check, compare
 from flatmin_lab.errors import LabError
 from flatmin_lab.methods import METHODS
-from flatmin_lab.plan import Planned
 from flatmin_lab.recipes.nso2024 import published
 from flatmin_lab.recipes.nso2024.table3_drawings import draw
 from flatmin_lab.recipes.nso2024.table3_text import text
 from flatmin_lab.recipes.outcome import Cell, Outcome, Table
+from flatmin_lab.recipes.studies import Counting
 from flatmin_lab.report.summary import REFERENCE, paired_difference, quantity, runs_of
 from flatmin_lab.report.text import METRICS
 from flatmin_lab.spec import Comparison, Study
 from flatmin_lab.store import Store
-from flatmin_lab.sweep import Finished, num_cores
+from flatmin_lab.sweep import num_cores
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from flatmin_lab.recipes.outcome import Watch
-    from flatmin_lab.sweep import Event
 
 WAYS = ("sgd", "ls", "sam", "usam", "asam", "rsam", "bsam", "nso")
 """The rows, as they are printed."""
@@ -67,7 +67,7 @@ _CAPTIONS = {
 _COLUMNS = ("method", "value", "here", "95 % from", "to", "over SGD", "p", "paper, CIFAR-10", "over SGD in the paper")
 
 
-def table3(size: str, seed: int, watch: Watch, folder: Path) -> Outcome:
+def table3(size: str, seed: int, watch: Watch, folder: Path, tasks: Sequence[str] = ()) -> Outcome:
     """Run every method with every value of its grid, and with the chosen one on every seed.
 
     Args:
@@ -76,9 +76,10 @@ def table3(size: str, seed: int, watch: Watch, folder: Path) -> Outcome:
         seed: The first of the paired seeds.
         watch: Told of the progress.
         folder: Where finished runs are kept.
+        tasks: Only these, of which there is one; empty for it.
 
     Raises:
-        ArgumentError: There is no such size.
+        ArgumentError: There is no such size or task.
         DataError: The data are not there.
         LabError: ``"paper"`` was asked for.
     """
@@ -89,11 +90,13 @@ def table3(size: str, seed: int, watch: Watch, folder: Path) -> Outcome:
             "version. The nearest that is: --size small."
         )
     chosen = SIZES[size]
+    for name in tasks:
+        choice("task", name, (chosen.task,))
     asked = Study.crossed(tasks=(chosen.task,), methods=WAYS, budget=chosen.budget, seeds=chosen.seeds, first_seed=seed)
     workers = chosen.workers or num_cores()
     check(asked, workers)
     with Store(folder) as store:
-        found = compare(asked, store, workers=workers, watch=_Counting(watch))
+        found = compare(asked, store, workers=workers, watch=Counting(watch))
     return outcome(found)
 
 
@@ -145,20 +148,3 @@ def _runs(found: Comparison) -> dict[str, np.ndarray]:
             for metric in ("validation_accuracy", *_CAPTIONS, "seconds")
         },
     }
-
-
-class _Counting:
-    """Tells a recipe's watch how many runs are done."""
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
-        self._done = self._total = 0
-
-    def __call__(self, event: Event | Planned) -> None:
-        if isinstance(event, Planned):
-            self._done, self._total = event.runs_done, event.runs_total
-        elif isinstance(event, Finished):
-            self._done += event.job.stored is None
-        else:
-            return
-        self._watch("runs", self._done, self._total)
