@@ -9,7 +9,7 @@ from typing import Any
 
 import flatmin
 from flatmin.checks import choice, whole
-from flatmin.errors import ArgumentError
+from flatmin.errors import ArgumentError, FlatminError
 from flatmin_lab.environment import environment
 from flatmin_lab.files import explained, write_whole
 from flatmin_lab.lock import kept_for
@@ -91,6 +91,29 @@ def reproduce(
         record = _made(name, size, seed, folder, watch, given)
         write_whole(folder / RECORD, record.model_dump_json(indent=2).encode())  # last: now it is finished
         return record
+
+
+def folder_for(name: str, size: str, seed: int = 0, tasks: tuple[str, ...] = ()) -> Path:
+    """Where a reproduction is kept if nothing else is said."""
+    return Path("runs/reproduce") / "-".join((name, size, f"seed{seed}", *tasks))
+
+
+def state(name: str, size: str, folder: Path) -> str:
+    """Say how far a reproduction is: ``finished``, ``begun``, ``not run``, or what it lacks.
+
+    Args:
+        name: A key of ``REPRODUCTIONS``.
+        size: ``"toy"``, ``"small"`` or ``"paper"``.
+        folder: Where it is or would be kept.
+    """
+    former = _finished(folder / RECORD, lambda _: None)
+    if former is not None:
+        return f"finished in {former.seconds:,.0f} s"
+    try:
+        REPRODUCTIONS[name].require(size)
+    except FlatminError as error:
+        return str(error)
+    return "begun" if folder.exists() else "not run"
 
 
 def _made(name: str, size: str, seed: int, folder: Path, watch: Watch, given: dict[str, Any]) -> ReproductionRecord:

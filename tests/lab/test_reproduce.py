@@ -295,3 +295,26 @@ def test_a_slope_is_the_power():
     slope, error = fitted_slope([1, 3, 10, 50], [2 * x**-0.7 for x in (1, 3, 10, 50)])
     assert slope == pytest.approx(-0.7)
     assert error == pytest.approx(0, abs=1e-9)
+
+
+def test_the_list_says_how_far_each_size_is(tmp_path, calls, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FLATMIN_DATA", raising=False)
+    reproduce("fake", "toy", reproduction.folder_for("fake", "toy"))
+    reproduction.folder_for("fake", "paper").mkdir()
+    assert cli.main(["reproduce", "--list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["fake"]["state"] == {"toy": "finished in 0 s", "small": "not run", "paper": "begun"}
+    assert "cifar10_jpeg75.npz" in listed["nso.table3"]["state"]["small"]
+    assert listed["nso.table3"]["state"]["toy"] == "not run"
+    assert cli.main(["reproduce"]) == 0
+    printed = capsys.readouterr().out
+    assert "lacks [1]" in printed
+    assert "[1] The task cifar10-jpeg75-resnet20 needs cifar10_jpeg75.npz" in printed
+
+
+def test_tasks_and_a_folder_of_runs_are_for_what_is_made_of_runs(tmp_path, calls):
+    with pytest.raises(ArgumentError, match="fake is not made of runs"):
+        reproduce("fake", "toy", tmp_path, tasks=("digits-tiny",))
+    with pytest.raises(ArgumentError, match=r"task is 'digits'.*Did you mean 'digits-tiny'"):
+        reproduce("nso.pairing", "toy", tmp_path / "p", tasks=("digits",))

@@ -18,7 +18,7 @@ from flatmin_lab.reproduction import RECORD, reproduce
 from flatmin_lab.store import Store
 from flatmin_lab.tasks import task
 
-SIZE = SIZES["toy"]
+(SIZE,) = SIZES["toy"]
 TABLES = {
     "test-accuracy": ("test_accuracy", 100.0),
     "trace": ("trace", 1.0),

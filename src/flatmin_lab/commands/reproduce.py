@@ -33,7 +33,7 @@ class Reproduce:
         out: The folder to write into; one under runs/reproduce if not given.
         tasks: Of what is made of runs, only these of the size's tasks.
         runs: Where the runs it is made of are kept, which several may share; a folder within its own if not given.
-        list: Print what there is and where in the papers it stands, and do nothing else.
+        list: Print what there is, where in the papers it stands, and how far each size of it is here; do nothing else.
         json: Print the result as JSON, and nothing else, on standard output.
     """
 
@@ -54,10 +54,10 @@ class Reproduce:
         from rich.console import Console
 
         from flatmin_lab.parts import PartBars
-        from flatmin_lab.reproduction import reproduce
+        from flatmin_lab.reproduction import folder_for, reproduce
 
         messages = Console(stderr=True)
-        folder = self.out or Path("runs/reproduce") / "-".join((self.name, self.size, f"seed{self.seed}", *self.tasks))
+        folder = self.out or folder_for(self.name, self.size, self.seed, self.tasks)
         with PartBars(messages) as watch:
             record = reproduce(
                 self.name,
@@ -73,17 +73,31 @@ class Reproduce:
 
 
 def _present_all(*, as_json: bool) -> None:
+    from flatmin_lab.recipes.registry import SIZES
+    from flatmin_lab.reproduction import folder_for, state
+
+    states = {name: {size: state(name, size, folder_for(name, size)) for size in SIZES} for name in REPRODUCTIONS}
     if as_json:
-        everything = {name: {"summary": r.summary, "paper": r.paper} for name, r in REPRODUCTIONS.items()}
-        print(json.dumps(everything, indent=2))  # noqa: T201  (the result)
+        listed = {
+            name: {"summary": r.summary, "paper": r.paper, "state": states[name]} for name, r in REPRODUCTIONS.items()
+        }
+        print(json.dumps(listed, indent=2))  # noqa: T201  (the result)
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("name", "what", "where")
+    table, lacking = Table("name", "what", "where", *SIZES), {}
     for name, entry in REPRODUCTIONS.items():
-        table.add_row(name, entry.summary, entry.paper)
-    Console().print(table)
+        row = []
+        for found in states[name].values():
+            known = found in ("begun", "not run") or found.startswith("finished")
+            row.append(found if known else f"lacks [{lacking.setdefault(found, len(lacking) + 1)}]")
+        table.add_row(name, entry.summary, entry.paper, *map(escape, row))
+    console = Console()
+    console.print(table)
+    for what, number in lacking.items():
+        console.print(f"[{number}] {what}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _present(record: ReproductionRecord, folder: Path, *, as_json: bool) -> None:

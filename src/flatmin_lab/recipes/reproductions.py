@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
     from flatmin_lab.recipes.outcome import Outcome
 
@@ -21,7 +22,7 @@ class Reproduction:
         paper: Where it is in the paper.
         place: What runs it, as ``"module:function"``: given size, seed and ``Watch`` it returns an ``Outcome``.
         keeps_runs: Whether it is made of runs on tasks: it is given a ``folder`` too, to keep finished runs in, and the
-            ``tasks`` it is to keep to, if not all.
+            ``tasks`` it is to keep to, if not all; its module has ``SIZES``, the ``Scale`` of each task by size.
     """
 
     summary: str
@@ -31,8 +32,22 @@ class Reproduction:
 
     def load(self) -> Callable[..., Outcome]:
         """Import what runs it."""
-        module, function = self.place.split(":")
-        return getattr(importlib.import_module(f"flatmin_lab.recipes.{module}"), function)
+        return getattr(self._module(), self.place.partition(":")[2])
+
+    def require(self, size: str) -> None:
+        """Say what a size lacks here, before anything starts.
+
+        Raises:
+            ArgumentError: There is no such size of it.
+            DataError: What it needs under the data root is not there.
+        """
+        if self.keeps_runs:
+            from flatmin_lab.recipes.studies import require
+
+            require(self._module().SIZES, size)
+
+    def _module(self) -> ModuleType:
+        return importlib.import_module(f"flatmin_lab.recipes.{self.place.partition(':')[0]}")
 
 
 _NSO, _ESCAPE = "arXiv:2306.08553", "arXiv:2305.15659"

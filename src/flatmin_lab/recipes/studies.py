@@ -20,6 +20,7 @@ from flatmin_lab.report.text import METRICS
 from flatmin_lab.spec import Arm, Comparison, RunResult, Study
 from flatmin_lab.store import Store
 from flatmin_lab.sweep import Finished, num_cores
+from flatmin_lab.tasks import task
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -140,7 +141,7 @@ def study(
         DataError: The data are not there; said before anything starts.
         LabError: A run failed for good.
     """
-    choice("size", size, scales)
+    require(scales, size)
     chosen = list(scales[size])
     for name in tasks:
         choice("task", name, [scale.task for scale in chosen])
@@ -150,7 +151,7 @@ def study(
         lines = tuple(rows(scale))
         arms = tuple(dict.fromkeys(line.arm for line in lines))
         asked.append((scale, lines, Study(arms=arms, seeds=scale.seeds, first_seed=seed)))
-    workers = num_cores()
+    workers = 1 if size == "toy" else num_cores()  # it ends before other processes have begun
     for _, _, each in asked:
         check(each, workers)
     with Store(folder) as store:
@@ -158,6 +159,17 @@ def study(
             Found(scale, lines, compare(each, store, workers=workers, watch=Counting(watch, scale.task)))
             for scale, lines, each in asked
         ]
+
+
+def require(scales: Mapping[str, Sequence[Scale]], size: str) -> None:
+    """Say what the tasks of a size lack, before anything starts.
+
+    Raises:
+        ArgumentError: There is no such size, or no such task.
+        DataError: What a task needs under the data root is not there.
+    """
+    for scale in scales[choice("size", size, scales)]:
+        task(scale.task).require()
 
 
 COLUMNS = ("value", "here", "95 % from", "to", "over", "difference", "p")

@@ -6,7 +6,6 @@ that ``flatmin report`` reads too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +18,7 @@ from flatmin_lab.recipes.nso2024 import published
 from flatmin_lab.recipes.nso2024.table3_drawings import draw
 from flatmin_lab.recipes.nso2024.table3_text import text
 from flatmin_lab.recipes.outcome import Cell, Outcome, Table
-from flatmin_lab.recipes.studies import Counting
+from flatmin_lab.recipes.studies import Counting, Scale, require
 from flatmin_lab.report.summary import REFERENCE, paired_difference, quantity, runs_of
 from flatmin_lab.report.text import METRICS
 from flatmin_lab.spec import Comparison, Study
@@ -36,26 +35,9 @@ WAYS = ("sgd", "ls", "sam", "usam", "asam", "rsam", "bsam", "nso")
 """The rows, as they are printed."""
 
 
-@dataclass(frozen=True)
-class Size:
-    """How much is run.
-
-    Attributes:
-        task: Of ``flatmin compare``.
-        seeds: Paired seeds.
-        budget: Gradient evaluations of a run.
-        workers: Processes; None for one on each core.
-    """
-
-    task: str
-    seeds: int
-    budget: int
-    workers: int | None = None
-
-
 SIZES = {
-    "toy": Size("digits-tiny", seeds=2, budget=60, workers=1),
-    "small": Size("cifar10-jpeg75-resnet20", seeds=6, budget=600),
+    "toy": (Scale("digits-tiny", seeds=2, budget=60),),
+    "small": (Scale("cifar10-jpeg75-resnet20", seeds=6, budget=600),),
 }
 
 _CAPTIONS = {
@@ -89,11 +71,12 @@ def table3(size: str, seed: int, watch: Watch, folder: Path, tasks: Sequence[str
             "size is 'paper', but ResNet-34 at 224 pixels on the six data sets of the paper is not part of this "
             "version. The nearest that is: --size small."
         )
-    chosen = SIZES[size]
+    require(SIZES, size)
+    (chosen,) = SIZES[size]
     for name in tasks:
         choice("task", name, (chosen.task,))
     asked = Study.crossed(tasks=(chosen.task,), methods=WAYS, budget=chosen.budget, seeds=chosen.seeds, first_seed=seed)
-    workers = chosen.workers or num_cores()
+    workers = 1 if size == "toy" else num_cores()
     check(asked, workers)
     with Store(folder) as store:
         found = compare(asked, store, workers=workers, watch=Counting(watch))
