@@ -13,7 +13,7 @@ import torch
 
 from flatmin_lab.errors import LabError, WorkerError
 from flatmin_lab.job import Job
-from flatmin_lab.sweep import Finished, Lost, Progressed, Started, Workers
+from flatmin_lab.sweep import Finished, Lost, Pool, Progressed, Started, Workers
 from small_runs import finish, run_spec, start
 
 JOBS = [Job(run_spec(name, seed, budget=40), measure=name == "nso") for name in ("sgd", "nso") for seed in (0, 1)]
@@ -64,7 +64,7 @@ def test_a_killed_worker_is_replaced_once_and_named():
         pool,
         pytest.raises(WorkerError, match=r"killed by signal 9 \(SIGKILL\) while it ran.*tried 2 times.*--workers"),
     ):
-        for event in pool._run_spawned([LONG]):
+        for event in Pool.run(pool, [LONG]):
             seen.append(event)
             if isinstance(event, Started):
                 pid = kill_the_worker()
@@ -76,7 +76,7 @@ def test_a_killed_worker_is_replaced_once_and_named():
 def test_a_run_survives_the_loss_of_one_worker():
     pool, killed = one_spawned_worker(), False
     with pool:
-        for event in pool._run_spawned(JOBS[:2]):
+        for event in Pool.run(pool, JOBS[:2]):
             if isinstance(event, Started) and not killed:
                 kill_the_worker()
                 killed = True
