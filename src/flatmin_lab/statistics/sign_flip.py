@@ -1,6 +1,5 @@
-"""What a handful of paired seeds can say: Student intervals and exact sign-flip tests.
+"""Exact sign-flip tests of paired differences.
 
-- Student. The probable error of a mean. Biometrika 6 (1908).
 - Fisher. The Design of Experiments (1935), section 21: the sign-flip (randomisation) test of paired differences.
 - Phipson and Smyth. Permutation P-values should never be zero. Stat. Appl. Genet. Mol. Biol. 9 (2010).
 """
@@ -12,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy import stats
 
 from flatmin.errors import ArgumentError
+from flatmin_lab.statistics.intervals import as_vector
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,29 +22,6 @@ MAX_EXACT = 20
 """Largest number of non-zero differences whose sign patterns are all enumerated."""
 
 _TIE = 1e-9  # relative to the sum of magnitudes: far above rounding, far below one test image
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean and its confidence interval.
-
-    One value says nothing about the spread: its interval reaches from minus to plus infinity, never to a point.
-    """
-
-    mean: float
-    low: float
-    high: float
-    num_values: int
-    level: float = 0.95
-
-    @property
-    def is_bounded(self) -> bool:
-        """Whether the width is known: at least two values, all of them finite."""
-        return math.isfinite(self.low) and math.isfinite(self.high)
-
-    def covers(self, value: float) -> bool:
-        """Whether ``value`` lies in the closed interval."""
-        return self.low <= value <= self.high
 
 
 @dataclass(frozen=True)
@@ -69,40 +45,6 @@ class SignFlip:
     def can_reach(self, alpha: float) -> bool:
         """Whether these pairs could have given p ≤ ``alpha`` at all; if not, there are not enough of them."""
         return self.reachable <= alpha
-
-
-def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    r"""Mean of independent values with Student's interval :math:`\bar x \pm t_{n-1}\, s / \sqrt n` (Student 1908).
-
-    Non-finite values are not dropped (a run that diverged would make its method look good): they make the mean NaN
-    and the interval unbounded.
-
-    Args:
-        values: One value a seed.
-        level: Probability with which the interval covers the true mean, for normal values.
-
-    Returns:
-        The mean and its interval; unbounded for a single value.
-
-    Raises:
-        ArgumentError: There are no values, or ``level`` is not between 0 and 1.
-
-    Example:
-        >>> mean_interval([1.0, 2.0, 3.0])
-        Interval(mean=2.0, low=-0.484..., high=4.484..., num_values=3, level=0.95)
-        >>> mean_interval([2.0])
-        Interval(mean=2.0, low=-inf, high=inf, num_values=1, level=0.95)
-    """
-    x = _as_vector(values, "values")
-    if not 0 < level < 1:
-        raise ArgumentError(f"level must lie between 0 and 1, got {level!r}; 0.95 is usual, not 95.")
-    if not np.isfinite(x).all():
-        return Interval(math.nan, -math.inf, math.inf, x.size, level)
-    mean = float(x.mean())
-    if x.size == 1:
-        return Interval(mean, -math.inf, math.inf, 1, level)
-    half = float(stats.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
-    return Interval(mean, mean - half, mean + half, x.size, level)
 
 
 def sign_flip_test(differences: Sequence[float], *, draws: int = 99_999, seed: int = 0) -> SignFlip:
@@ -136,7 +78,7 @@ def sign_flip_test(differences: Sequence[float], *, draws: int = 99_999, seed: i
         >>> sign_flip_test([1.0, 2.0, 3.0]).can_reach(0.05)
         False
     """
-    d = _as_vector(differences, "differences")
+    d = as_vector(differences, "differences")
     if not np.isfinite(d).all():
         raise ArgumentError(
             f"differences must be finite, got {d[~np.isfinite(d)][0]}: a run behind it probably diverged. "
@@ -154,13 +96,6 @@ def sign_flip_test(differences: Sequence[float], *, draws: int = 99_999, seed: i
     extreme = np.abs(_random_signed_sums(nonzero, draws, seed)) >= threshold
     p = float((1 + extreme.sum()) / (1 + draws))
     return SignFlip(p, d.size, max(smallest, 1 / (1 + draws)), "monte-carlo", math.sqrt(p * (1 - p) / draws))
-
-
-def _as_vector(values: Sequence[float], name: str) -> np.ndarray:
-    x = np.asarray(values, dtype=np.float64)
-    if x.ndim != 1 or x.size == 0:
-        raise ArgumentError(f"{name} must be a non-empty sequence of numbers, got shape {x.shape}; no run finished?")
-    return x
 
 
 def _all_signed_sums(d: np.ndarray) -> np.ndarray:
