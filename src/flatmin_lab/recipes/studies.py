@@ -9,24 +9,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from flatmin.checks import choice
 from flatmin_lab.compare import check, compare
-from flatmin_lab.plan import Planned, values
-from flatmin_lab.recipes.outcome import Cell, Table
+from flatmin_lab.errors import LabError
+from flatmin_lab.plan import values
+from flatmin_lab.recipes.counting import Counting
 from flatmin_lab.report.summary import Difference, paired_difference, quantity
-from flatmin_lab.report.text import METRICS
 from flatmin_lab.spec import Arm, Comparison, RunResult, Study
 from flatmin_lab.store import Store
-from flatmin_lab.sweep import Finished, num_cores
-from flatmin_lab.tasks import task
+from flatmin_lab.sweep import num_cores
+from flatmin_lab.tasks import TASKS, task
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from flatmin_lab.recipes.outcome import Watch
-    from flatmin_lab.sweep import Event
 
 
 @dataclass(frozen=True)
@@ -139,13 +136,9 @@ def study(
     Raises:
         ArgumentError: There is no such size, or the size has no such task.
         DataError: The data are not there; said before anything starts.
-        LabError: A run failed for good.
+        LabError: A task is not part of this version, said before anything starts too; or a run failed for good.
     """
-    require(scales, size)
-    chosen = list(scales[size])
-    for name in tasks:
-        choice("task", name, [scale.task for scale in chosen])
-    chosen = [scale for scale in chosen if not tasks or scale.task in tasks]
+    chosen = require(scales, size, tasks)
     asked = []
     for scale in chosen:
         lines = tuple(rows(scale))
@@ -161,104 +154,31 @@ def study(
         ]
 
 
-def require(scales: Mapping[str, Sequence[Scale]], size: str) -> None:
+def require(scales: Mapping[str, Sequence[Scale]], size: str, tasks: Sequence[str] = ()) -> list[Scale]:
     """Say what the tasks of a size lack, before anything starts.
 
+    Args:
+        scales: The tasks of each size.
+        size: A key of ``scales``.
+        tasks: Only these of the size's tasks; empty for all.
+
+    Returns:
+        The tasks that are asked for, as the size has them.
+
     Raises:
-        ArgumentError: There is no such size, or no such task.
+        ArgumentError: There is no such size, or the size has no such task.
         DataError: What a task needs under the data root is not there.
+        LabError: A task is not part of this version.
     """
-    for scale in scales[choice("size", size, scales)]:
+    listed = scales[choice("size", size, scales)]
+    for name in tasks:
+        choice("task", name, [scale.task for scale in listed])
+    chosen = [scale for scale in listed if not tasks or scale.task in tasks]
+    for scale in chosen:
+        if scale.task not in TASKS:
+            raise LabError(
+                f"size is {size!r}, which runs on {scale.task}, but this version has no task of that name. Take a "
+                "version that has it, or a smaller size: --size small."
+            )
         task(scale.task).require()
-
-
-COLUMNS = ("value", "here", "95 % from", "to", "over", "difference", "p")
-"""The columns that `cells` fills."""
-
-
-def metric_table(
-    found: Found,
-    metric: str,
-    *,
-    name: str,
-    caption: str,
-    printed: Mapping[str, tuple[Cell, ...]] | None = None,
-    heads: tuple[str, ...] = (),
-) -> Table:
-    """Make the table of one metric, a line for each row, the paper's numbers at its end.
-
-    Args:
-        found: What was found on a task.
-        metric: A field of ``RunResult``.
-        name: Of the table.
-        caption: What is shown; how it was computed is added.
-        printed: A row's label to the paper's numbers for it.
-        heads: Of the columns of ``printed``.
-    """
-    printed = printed or {}
-    unknown = ("",) * len(heads)
-    lines = [(row.label, *cells(found, row, metric), *printed.get(row.label, unknown)) for row in found.rows]
-    how = f"On {found.scale.task}: means over {found.scale.seeds} seeds, Student intervals, exact sign-flip tests."
-    return Table(name, ("", *COLUMNS, *heads), tuple(lines), f"{caption} {how}")
-
-
-def cells(found: Found, row: Row, metric: str) -> tuple[Cell, ...]:
-    """The numbers of one row: its value, mean and interval, and the paired difference to what it is compared with."""
-    runs, factor, value = found.runs(row), factor_of(metric), found.value(row)
-    interval = quantity(runs, metric).interval
-    numbers: tuple[Cell, ...] = ("",) * 3
-    if interval is not None:
-        numbers = tuple(factor * x for x in (interval.mean, interval.low, interval.high))
-    compared: tuple[Cell, ...] = ("", "", "")
-    if row.against:
-        difference = found.difference(row.label, row.against, metric)
-        compared = (row.against, "", "")
-        if difference.interval is not None and difference.test is not None:
-            compared = (row.against, factor * difference.interval.mean, difference.test.p)
-    return ("" if value is None else value, *numbers, *compared)
-
-
-def factor_of(metric: str) -> float:
-    """What a metric is multiplied by for people: 100 for accuracies, which are shown in percent."""
-    return METRICS[metric].factor if metric in METRICS else 1.0
-
-
-def runs_series(found: Iterable[Found]) -> dict[str, np.ndarray]:
-    """Every final run as a line of numbers, for those who want to draw or test for themselves."""
-    listed = [(one, row, run) for one in found for row in one.rows for run in one.runs(row)]
-    unknown = float("nan")
-    fields = ("test_accuracy", "test_loss", "train_accuracy", "train_loss", "validation_accuracy", "trace")
-    return {
-        "task": np.array([one.scale.task for one, _, _ in listed]),
-        "row": np.array([row.label for _, row, _ in listed]),
-        "value": np.array([unknown if run.spec.value is None else run.spec.value for _, _, run in listed]),
-        "seed": np.array([run.spec.seed for _, _, run in listed]),
-        "gradient evaluations": np.array([run.gradient_evaluations for _, _, run in listed]),
-        **{
-            name: np.array([unknown if (x := getattr(run, name)) is None else x for _, _, run in listed])
-            for name in (*fields, "trace_stderr", "top_eigenvalue", "authors_lambda", "seconds")
-        },
-    }
-
-
-class Counting:
-    """Tells a recipe's watch how many runs are done.
-
-    Args:
-        watch: The recipe's.
-        what: What is counted.
-    """
-
-    def __init__(self, watch: Watch, what: str = "runs") -> None:
-        self._watch, self._what = watch, what
-        self._done = self._total = 0
-
-    def __call__(self, event: Event | Planned) -> None:
-        """Count what has happened."""
-        if isinstance(event, Planned):
-            self._done, self._total = event.runs_done, event.runs_total
-        elif isinstance(event, Finished):
-            self._done += event.job.stored is None
-        else:
-            return
-        self._watch(self._what, self._done, self._total)
+    return chosen

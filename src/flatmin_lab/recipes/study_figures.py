@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from flatmin_lab.recipes.studies import factor_of
+from flatmin_lab.recipes.study_tables import factor_of, title_of
 from flatmin_lab.report.style import INK, MUTED, method_styles
 from flatmin_lab.report.summary import quantity
 from flatmin_lab.report.svg import RC
-from flatmin_lab.report.text import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,6 +51,5 @@ def _panel(axes: Axes, found: Found, metric: str) -> None:
         style = styles[row.arm.method]
         axes.plot([factor * interval.mean], [i], style.marker, color=style.colour.light, markersize=7)
     axes.set_yticks(range(len(found.rows)), [row.label for row in found.rows])
-    title = METRICS[metric].title if metric in METRICS else metric.replace("_", " ")
-    axes.set(title=title, ylim=(len(found.rows) - 0.5, -0.5))
+    axes.set(title=title_of(metric), ylim=(len(found.rows) - 0.5, -0.5))
     axes.grid(visible=True, axis="x")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from flatmin_lab.recipes.nso2024.shares import Share, kept_share
 from flatmin_lab.recipes.outcome import Cell, Outcome, Table, written
-from flatmin_lab.recipes.studies import Found, Row, Scale, metric_table, runs_series, study
+from flatmin_lab.recipes.studies import Found, Row, Scale, study
+from flatmin_lab.recipes.study_tables import metric_table, runs_series
 from flatmin_lab.spec import Arm
 
 if TYPE_CHECKING:

@@ -14,11 +14,12 @@ from flatmin.checks import choice
 from flatmin_lab.compare import check, compare
 from flatmin_lab.errors import LabError
 from flatmin_lab.methods import METHODS
+from flatmin_lab.recipes.counting import Counting
 from flatmin_lab.recipes.nso2024 import published
 from flatmin_lab.recipes.nso2024.table3_drawings import draw
 from flatmin_lab.recipes.nso2024.table3_text import text
 from flatmin_lab.recipes.outcome import Cell, Outcome, Table
-from flatmin_lab.recipes.studies import Counting, Scale, require
+from flatmin_lab.recipes.studies import Scale, require
 from flatmin_lab.report.summary import REFERENCE, paired_difference, quantity, runs_of
 from flatmin_lab.report.text import METRICS
 from flatmin_lab.spec import Comparison, Study
