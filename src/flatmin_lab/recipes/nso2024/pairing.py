@@ -27,7 +27,7 @@ SIZES = {
     "small": (
         Scale("digits-clean", seeds=20, budget=1200),
         Scale("digits-noisy", seeds=20, budget=1200),
-        Scale("cifar10-jpeg75-resnet20", seeds=6, budget=600),
+        Scale("cifar10-jpeg75-resnet20", seeds=6, budget=300),
     ),
 }
 
