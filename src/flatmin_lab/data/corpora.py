@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flatmin.checks import choice
-from flatmin_lab.data.rationales import RATIONALES, Reasoned, answer_in
+from flatmin_lab.data.rationales import ARROW, RATIONALES, Reasoned, answer_in
 from flatmin_lab.data.root import data_root
 from flatmin_lab.data.splits import Split, Splits
 from flatmin_lab.data.vocabularies import model_folder, own_tokenizer, tokenizer_in
@@ -59,13 +59,13 @@ class Corpus:
     @property
     def root(self) -> Path | None:
         """The data root, for data that are not made up."""
-        return None if self.name == "sums" else data_root(None)
+        return None if choice("data", self.name, RATIONALES) == "sums" else data_root(None)
 
     def tokenizer(self) -> Any:
         """That of the pretrained model, or one made from all questions that are not test questions."""
         if self.folder:
             return tokenizer_in(model_folder(data_root(None), self.folder))
-        return own_tokenizer(tuple(r.prompt + r.completion for r in _read(self, self.root)[0]), self.vocabulary)
+        return _own_tokenizer(self, self.root)
 
     def splits(self, seed: int) -> Splits:
         """Draw training and validation questions; the test questions are the same for every seed.
@@ -107,7 +107,8 @@ class Corpus:
         Returns:
             The mean cross-entropy over the tokens of rationales and answers, each given all true ones before it; and
             the share of questions that the model, given the question alone, writes the right answer to after a
-            rationale of its own, the likeliest token at each step (greedily).
+            rationale of its own, the likeliest token at each step (greedily). A model that comes to no answer within
+            `completion` tokens is given the arrow 8 tokens earlier, and answers then.
         """
         pieces = split[: self.num_scored].pieces(batch_size)
         sums = torch.tensor([self._sums(model, piece) for piece in pieces], dtype=torch.float64).sum(dim=0)
@@ -121,23 +122,44 @@ class Corpus:
         # The token that predicts the first learnt one is the last that is given.
         lengths = (learnt.int().argmax(dim=1) + 1).tolist()
         prompts = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
-        tokenizer = self.tokenizer()
-        written = model.written(prompts, most=self.completion, end=tokenizer.eos_token_id)
-        truth = [row[wanted] for row, wanted in zip(piece.targets, learnt, strict=True)]
-        hits = [_answer(tokenizer, a) == _answer(tokenizer, b) for a, b in zip(written, truth, strict=True)]
+        truth = [self._answer(row[wanted]) for row, wanted in zip(piece.targets, learnt, strict=True)]
+        hits = [ours == true for ours, true in zip(self._answers(model, prompts), truth, strict=True)]
         count = int(learnt.sum())
         return float(each) * count, count, sum(hits), len(piece)
 
+    def _answers(self, model: LanguageModel, prompts: list[Tensor]) -> list[str | None]:
+        """What the model answers after a rationale; where it comes to no answer, what it writes after an arrow."""
+        tokenizer = self.tokenizer()
+        end = tokenizer.eos_token_id
+        arrow = prompts[0].new_tensor(tokenizer(ARROW.rstrip())["input_ids"])
+        written = model.written(prompts, most=self.completion, end=end)
+        answers = [self._answer(row) for row in written]
+        rationales = written[:, : self.completion - _CONCLUSION]
+        open_ = [i for i, answer in enumerate(answers) if answer is None]
+        if open_:
+            asked = [torch.cat([prompts[i], rationales[i][rationales[i] != end], arrow]) for i in open_]
+            for i, row in zip(open_, model.written(asked, most=_CONCLUSION - len(arrow), end=end), strict=True):
+                answers[i] = self._answer(torch.cat([arrow, row]))
+        return answers
 
-def _answer(tokenizer: Any, tokens: Tensor) -> str | None:
-    return answer_in(tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
+    def _answer(self, tokens: Tensor) -> str | None:
+        return answer_in(self.tokenizer().decode(tokens.tolist(), skip_special_tokens=True))
+
+
+_CONCLUSION = 8
+"""Tokens that are kept for an arrow and the answer after it."""
 
 
 @functools.lru_cache(maxsize=2)
 def _read(corpus: Corpus, root: Path | None) -> tuple[list[Reasoned], list[Reasoned]]:
     """The questions to train on and those to test with."""
-    read = RATIONALES[choice("data", corpus.name, RATIONALES)]
+    read = RATIONALES[corpus.name]
     return read(root, test=False), read(root, test=True)
+
+
+@functools.lru_cache(maxsize=2)
+def _own_tokenizer(corpus: Corpus, root: Path | None) -> Any:
+    return own_tokenizer(tuple(r.prompt + r.completion for r in _read(corpus, root)[0]), corpus.vocabulary)
 
 
 @functools.lru_cache(maxsize=2)  # a run asks for them twice, to train and to measure

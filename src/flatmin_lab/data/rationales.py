@@ -69,7 +69,7 @@ def answer_in(completion: str) -> str | None:
         >>> answer_in(" 3 is 2 and 1. --> Yes "), answer_in(" 3 is 3 is 3 is")
         ('Yes', None)
     """
-    _, arrow, answer = completion.partition(ARROW.rstrip())
+    _, arrow, answer = completion.partition(ARROW.strip())
     return answer.strip() if arrow else None
 
 

@@ -34,10 +34,12 @@ def read_folder(kind: str, folder: Path, **options: Any) -> Any:
         MissingPackageError: transformers is not installed.
     """
     transformers = required("transformers", "transformers", "builds this model", install=INSTALL)
+    from safetensors import SafetensorError
+
     with _quiet(transformers):
         try:
             return getattr(transformers, kind).from_pretrained(folder, local_files_only=True, **options)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise WeightsError(
                 f"{folder} cannot be loaded by {kind} ({first_line}). It must hold config.json, model.safetensors and "
