@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatmin.checks import choice
+from flatmin_lab.data.drawing import drawn
 from flatmin_lab.data.rationales import ARROW, RATIONALES, Reasoned, answer_in
 from flatmin_lab.data.root import data_root
 from flatmin_lab.data.splits import Split, Splits
@@ -80,14 +81,9 @@ class Corpus:
         Raises:
             DataError: The data, or the folder of the pretrained model, are not there.
         """
-        train, test = _tokens(self, self.root)
-        order = torch.randperm(len(train), generator=generator(seed, f"{self.name}: splits"))
-        rest = order[self.num_validation :]
-        return Splits(
-            train=train[rest[: self.num_train]],
-            validation=train[order[: self.num_validation]],
-            test=test[torch.randperm(len(test), generator=generator(0, f"{self.name}: test"))[: self.num_test]],
-        )
+        rest, test = _tokens(self, self.root)
+        chosen = torch.randperm(len(test), generator=generator(0, f"{self.name}: test"))[: self.num_test]
+        return drawn(self.name, seed, rest, test[chosen], num_train=self.num_train, num_validation=self.num_validation)
 
     def network(self) -> LanguageModel:
         """The language model before training: fresh from torch's global generator, or pretrained."""
@@ -96,7 +92,7 @@ class Corpus:
         return small_gpt(len(self.tokenizer()), self.question + self.completion, width=self.width, layers=self.layers)
 
     @torch.no_grad()
-    def score(self, model: LanguageModel, split: Split, batch_size: int) -> tuple[float, float]:
+    def score(self, model: nn.Module, split: Split, batch_size: int) -> tuple[float, float]:
         """How well a model, in evaluation mode, does on the first `num_scored` questions of a split.
 
         Args:
@@ -115,7 +111,7 @@ class Corpus:
         loss, learnt, hits, questions = sums.tolist()
         return loss / learnt, hits / questions
 
-    def _sums(self, model: LanguageModel, piece: Split) -> tuple[float, int, int, int]:
+    def _sums(self, model: nn.Module, piece: Split) -> tuple[float, int, int, int]:
         """The loss, the tokens it is summed over, the questions answered rightly, and all of them."""
         tokens, learnt = cast("Tensor", piece.inputs), piece.targets != IGNORED
         each = token_cross_entropy(model(tokens), piece.targets)
@@ -123,7 +119,9 @@ class Corpus:
         lengths = (learnt.int().argmax(dim=1) + 1).tolist()
         prompts = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
         truth = [self._answer(row[wanted]) for row, wanted in zip(piece.targets, learnt, strict=True)]
-        hits = [ours == true for ours, true in zip(self._answers(model, prompts), truth, strict=True)]
+        hits = [
+            ours == true for ours, true in zip(self._answers(cast("LanguageModel", model), prompts), truth, strict=True)
+        ]
         count = int(learnt.sum())
         return float(each) * count, count, sum(hits), len(piece)
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from flatmin.checks import choice
+from flatmin_lab.data.drawing import drawn
 from flatmin_lab.data.root import data_root
 from flatmin_lab.data.splits import Split, Splits
 from flatmin_lab.data.text import TEXTS, Sentences
 from flatmin_lab.data.vocabularies import encoded, model_folder, own_tokenizer, tokenizer_in
 from flatmin_lab.models.encoder import SentenceClassifier, sentence_classifier, small_bert
-from flatmin_lab.seeds import generator
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,12 +68,14 @@ class Classification:
         Raises:
             DataError: The data, or the folder of the encoder, are not there.
         """
-        train, test = _tokens(self, self.root)
-        order = torch.randperm(len(train), generator=generator(seed, f"{self.name}: splits"))
-        return Splits(
-            train=train[order[self.num_validation :][: self.num_train]],
-            validation=train[order[: self.num_validation]],
-            test=test[: self.num_test],
+        rest, test = _tokens(self, self.root)
+        return drawn(
+            self.name,
+            seed,
+            rest,
+            test[: self.num_test],
+            num_train=self.num_train,
+            num_validation=self.num_validation,
         )
 
     def network(self) -> SentenceClassifier:

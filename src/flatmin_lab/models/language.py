@@ -112,6 +112,8 @@ def pretrained_gpt(folder: Path) -> LanguageModel:
 def token_cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """The mean cross-entropy over all tokens that something is learnt from.
 
+    Tokens of one batch weigh the same; those of a batch with fewer weigh more in a mean over batches.
+
     Args:
         logits: Of the token at each place, (n, length, vocabulary).
         targets: That token, (n, length); `IGNORED` where nothing is learnt from it.
