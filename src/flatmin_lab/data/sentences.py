@@ -54,7 +54,8 @@ class Classification:
         """That of the encoder."""
         if self.folder:
             return tokenizer_in(model_folder(data_root(None), self.folder))
-        return own_tokenizer(_read(self, self.root)[0].first, _VOCABULARY)
+        known = _read(self, self.root)[0]
+        return own_tokenizer((*known.first, *(known.second or ())), _VOCABULARY)
 
     def splits(self, seed: int) -> Splits:
         """Draw training and validation sentences; the test sentences are the same for every seed.
