@@ -21,6 +21,7 @@ _KEPT = {
     "certify": "Finished weights are kept; continue with them",
     "measure": "Finished products are kept; continue with them",
     "reproduce": "Nothing was written; begin again",
+    "train": "The last checkpoint is kept; continue with it",
 }
 
 _EXTRA = {"jinja2", "matplotlib", "pandas", "pydantic", "rich", "scipy", "sklearn", "tyro"}

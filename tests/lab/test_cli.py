@@ -27,6 +27,20 @@ def test_commands_and_options_are_these():
     options = {c.__name__: [f.name for f in fields(c)] for c in commands.Command.__args__}
     assert options == {
         "Compare": ["methods", "tasks", "seeds", "budget", "out", "workers", "device", "json"],
+        "Train": [
+            "file",
+            "task",
+            "method",
+            "budget",
+            "seed",
+            "device",
+            "changes",
+            "parallel",
+            "measure",
+            "checkpoint_seconds",
+            "out",
+            "json",
+        ],
         "Measure": [
             "weights",
             "trace",
@@ -68,6 +82,7 @@ finally:
     ("command", "names"),
     [
         ("compare", (*METHODS, *TASKS, "--methods", "--workers", "--json")),
+        ("train", (*METHODS, *TASKS, "--method.sigma", "--changes.learning-rate", "--parallel")),
         ("certify", (*CERTIFICATES, "--sigma", "--delta", "--data-root")),
         ("measure", (*DATA, "--trace", "--eigenvalues", "--gap", "--data-root", "FLATMIN_DATA")),
     ],

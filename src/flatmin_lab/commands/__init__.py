@@ -9,7 +9,8 @@ from flatmin_lab.commands.compare import Compare
 from flatmin_lab.commands.measure import Measure
 from flatmin_lab.commands.report import Report
 from flatmin_lab.commands.reproduce import Reproduce
+from flatmin_lab.commands.train import Train
 
-Command = Compare | Measure | Certify | Reproduce | Report
+Command = Compare | Train | Measure | Certify | Reproduce | Report
 
-__all__ = ["Certify", "Command", "Compare", "Measure", "Report", "Reproduce"]
+__all__ = ["Certify", "Command", "Compare", "Measure", "Report", "Reproduce", "Train"]

@@ -1,0 +1,1 @@
+"""One training run: its configuration, its folder, its checkpoint, and the processes that share it."""

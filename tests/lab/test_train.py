@@ -1,0 +1,252 @@
+"""One run: its configuration from file and flags, its folder, and what is said of what cannot work."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from flatmin.errors import ArgumentError
+from flatmin_lab import cli, run
+from flatmin_lab.commands.train import MethodFlags, Train
+from flatmin_lab.errors import LockedError, StoreError
+from flatmin_lab.lock import FolderLock
+from flatmin_lab.spec import Changes, RunResult, RunSpec
+from flatmin_lab.tasks import TASKS
+from flatmin_lab.train.config import MethodConfig, TrainConfig, read_config
+from flatmin_lab.train.folder import RunFolder, read_metrics
+from small_runs import driven, run_spec
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "digits.toml"
+FILE = """
+task = "digits-tiny"
+budget = 8
+
+[method]
+name = "nso"
+sigma = 0.05
+"""
+FLAGS = ("--task", "digits-tiny", "--method.name", "nso", "--method.sigma", "0.05", "--budget", "8")
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(FILE)
+    return path
+
+
+def flatmin(capsys, *arguments):
+    """Run the command here: its exit status, standard output and standard error."""
+    status = cli.main(["train", *map(str, arguments)])
+    return status, *capsys.readouterr()
+
+
+# --- the configuration ---
+
+
+def test_every_field_is_a_flag():
+    def names(kind, *without):
+        return [f.name for f in dataclasses.fields(kind) if f.name not in without]
+
+    assert names(Train, "file", "out", "json") == list(TrainConfig.model_fields)
+    assert names(MethodFlags) == list(MethodConfig.model_fields)
+
+
+def test_flags_win_over_the_file(file):
+    flags = {"seed": 3, "method": {"sigma": 0.02}, "changes": {"learning_rate": 0.1}}
+    assert read_config(file, flags).spec == RunSpec(
+        task="digits-tiny", method="nso", value=0.02, seed=3, budget=8, changes=Changes(learning_rate=0.1)
+    )
+
+
+def test_a_flag_that_names_another_method_sets_the_files_hyperparameter_aside(file):
+    assert read_config(file, {"method": {"name": "sam", "rho": 0.5}}).spec.value == 0.5
+    assert read_config(file, {"method": {"name": "sgd"}}).spec.value is None
+    assert read_config(file, {"method": {"name": "nso"}}).spec.value == 0.05
+
+
+def test_what_is_written_says_the_same(file, tmp_path):
+    config = read_config(file, {"method": {"sigma": 1e-5}, "changes": {"augmentation": "flip", "batch_size": 3}})
+    (tmp_path / "again.toml").write_text(config.toml())
+    assert read_config(tmp_path / "again.toml", {}) == config
+
+
+def test_the_example_is_a_run():
+    config = read_config(EXAMPLE, {})
+    config.check()
+    assert config.spec.name == "digits-noisy/nso-0.05+learning_rate=0.02/seed0"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeds = 3", r"run\.toml: a field is 'seeds'.*'changes\.learning_rate'.*Did you mean 'seed'"),
+        ("changes.lerning_rate = 3", r"a field is 'changes\.lerning_rate'.*Did you mean 'changes\.learning_rate'"),
+        ('budget = "many"', r"run\.toml: budget is 'many'\. Input should be a valid integer"),
+        ("budget = 8.5", r"budget is 8\.5"),
+        ("checkpoint_seconds = -1", r"checkpoint_seconds is -1\. Input should be greater than or equal to 0"),
+        ('parallel = "dpp"', r"parallel is 'dpp'\. Input should be 'none', 'ddp' or 'fsdp'"),
+        ("changes = 3", r"changes is 3, but it is a table.*\[changes\]"),
+        ("budget = ", r"run\.toml is no TOML.*Mend"),
+    ],
+)
+def test_a_file_that_says_nonsense(file, text, message):
+    lines = [line for line in FILE.splitlines() if not line.startswith(text.split(" =")[0])]
+    file.write_text("\n".join([text, *lines]))
+    with pytest.raises(ArgumentError, match=message):
+        read_config(file, {})
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({}, r"the flags: task is not given.*--task"),
+        ({"task": "digits-tiny"}, r"method\.name is not given.*--method\.name.*Methods: sgd, wpsgd, nso"),
+        ({"task": "digits-tiny", "method": {"name": "nos"}}, r"method is 'nos'.*Did you mean 'nso'"),
+        (
+            {"task": "digits-tiny", "method": {"name": "nso", "rho": 0.1}},
+            r"method\.rho is 0\.1.*is sigma.*method\.sigma",
+        ),
+        ({"task": "digits-tiny", "method": {"name": "sgd", "rho": 0.1}}, r"'sgd', and it has no hyper.*Leave it out"),
+        (
+            {"task": "digits-tiny", "method": {"name": "sam"}},
+            r"its rho is not given.*--method\.rho.*0\.1, 0\.2, 0\.5, 1",
+        ),
+        ({"task": "digits-tny", "method": {"name": "sgd"}}, r"task is 'digits-tny'.*Did you mean 'digits-tiny'"),
+        ({"task": "digits-tiny", "method": {"name": "nso", "sigma": 1.0}, "budget": 7}, r"budget is 7.*such as 8"),
+    ],
+)
+def test_flags_that_say_nonsense(flags, message):
+    with pytest.raises(ArgumentError, match=message):
+        read_config(None, flags).check()
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ArgumentError, match=r"no\.toml cannot be read: No such file.*or none and give flags alone"):
+        read_config(tmp_path / "no.toml", {})
+
+
+# --- the folder ---
+
+
+def test_a_run_has_the_numbers_of_the_engine_and_the_layout_of_a_run_among_others(file, tmp_path, capsys):
+    out = tmp_path / "out"
+    status, output, _ = flatmin(capsys, file, "--out", out, "--json")
+    assert status == 0
+    printed = json.loads(output)
+    result = RunResult.model_validate_json((out / "result.json").read_bytes())
+    assert printed == {**result.model_dump(mode="json"), "folder": str(out)}
+    expected = driven(run.train(run_spec("nso", task="digits-tiny")))[1].result
+    left_out = {"seconds", "trace", "trace_stderr", "top_eigenvalue", "top_eigenvalue_residual", "authors_lambda"}
+    assert result.model_dump(exclude=left_out) == expected.model_dump(exclude=left_out)
+    assert result.trace_stderr is not None
+    assert read_metrics(out) == list(result.history)
+    assert RunSpec.model_validate_json((out / "spec.json").read_bytes()) == result.spec
+    assert json.loads((out / "environment.json").read_bytes())["torch"]
+    assert read_config(out / "config.toml", {}) == read_config(file, {})
+    assert not (out / "checkpoint.pt").exists()
+
+
+def test_measure_and_certify_take_the_folder(file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flatmin(capsys, file, "--out", "out", "--measure", "False")
+    assert cli.main(["measure", "out", "--trace", "--examples", "20", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["spec"]["data"] == "digits-tiny"
+    assert cli.main(["certify", "out", "--sigma", "0.1", "--passes", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["what"] == "digits-tiny/nso-0.05/seed0"
+
+
+def test_a_finished_run_is_printed_again_and_never_retrained(file, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    _, before, _ = flatmin(capsys, file, "--out", out)
+    when = (out / "weights.safetensors").stat().st_mtime_ns
+    monkeypatch.setattr("flatmin_lab.train.single.train", None)
+    monkeypatch.setattr("flatmin_lab.train.single.execute", None)
+    assert flatmin(capsys, *FLAGS, "--out", out)[:2] == (0, before)
+    assert (out / "weights.safetensors").stat().st_mtime_ns == when
+    assert "test accuracy" in before
+    assert f"Folder: {out}" in before
+
+
+def test_curvature_that_was_left_out_is_measured_later_without_training(file, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    assert json.loads(flatmin(capsys, file, "--out", out, "--measure", "False", "--json")[1])["trace"] is None
+    monkeypatch.setattr("flatmin_lab.train.single.train", None)
+    assert json.loads(flatmin(capsys, file, "--out", out, "--json")[1])["trace"] > 0
+
+
+def test_flags_alone_go_into_a_folder_named_by_the_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert flatmin(capsys, *FLAGS)[0] == 0
+    (found,) = Path("runs/train").rglob("result.json")
+    assert found.parent.relative_to("runs/train").as_posix().startswith("digits-tiny/nso-0.05/seed0-")
+
+
+def test_a_damaged_result_is_reported_and_made_again(file, tmp_path, capsys):
+    out = tmp_path / "out"
+    flatmin(capsys, file, "--out", out)
+    (out / "weights.safetensors").write_bytes(b"no")
+    status, _, errors = flatmin(capsys, file, "--out", out)
+    assert status == 0
+    assert "is run again: its weights cannot be read" in " ".join(errors.split())
+
+
+def test_a_folder_of_something_else(file, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").touch()
+    status, _, errors = flatmin(capsys, file, "--out", out)
+    assert (status, "holds other files (thesis.tex, ...)" in errors) == (2, True)
+    (out / "thesis.tex").unlink()
+    flatmin(capsys, file, "--out", out)
+    status, _, errors = flatmin(capsys, file, "--out", out, "--seed", "1")
+    assert status == 2
+    assert "was begun for another run: seed is 0 there and 1 here. Choose another folder with --out" in errors
+    (out / "config.toml").write_text("task = ")
+    with RunFolder(out) as store, pytest.raises(StoreError, match=r"config\.toml cannot be read.*--out"):
+        store.claim(read_config(file, {}))
+
+
+def test_a_folder_in_which_nothing_was_done_takes_another_run(file, tmp_path):
+    with RunFolder(tmp_path / "out") as store:
+        store.claim(read_config(file, {}))
+        store.claim(read_config(file, {"seed": 1}))
+
+
+def test_one_process_at_a_time(file, tmp_path):
+    held = FolderLock(tmp_path)
+    held.acquire()
+    with pytest.raises(LockedError, match="in use by another process"), RunFolder(tmp_path):
+        pass
+    held.release()
+
+
+def test_another_environment_is_told(file, tmp_path, capsys):
+    out = tmp_path / "out"
+    flatmin(capsys, file, "--out", out)
+    here = json.loads((out / "environment.json").read_bytes())
+    (out / "environment.json").write_text(json.dumps({**here, "torch": "1.0"}))
+    assert "was begun with torch 1.0 (now" in " ".join(flatmin(capsys, file, "--out", out)[2].split())
+
+
+def test_a_half_written_last_line_is_left_out(file, tmp_path, capsys):
+    out = tmp_path / "out"
+    flatmin(capsys, file, "--out", out)
+    path = out / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole[:-20])
+    assert len(read_metrics(out)) == whole.count("\n") - 1
+    path.write_text("nonsense\n" + whole)
+    with pytest.raises(StoreError, match=r"metrics\.jsonl cannot be read"):
+        read_metrics(out)
+
+
+def test_a_run_that_diverges_is_kept_printed_and_ends_with_its_message(file, tmp_path, capsys, monkeypatch):
+    former = TASKS["digits-tiny"]
+    setting = dataclasses.replace(former.setting, learning_rate=1e6)
+    monkeypatch.setitem(TASKS, "digits-tiny", dataclasses.replace(former, setting=setting))
+    for _ in range(2):
+        status, output, errors = flatmin(capsys, file, "--budget", "100", "--out", tmp_path / "out", "--json")
+        assert (status, json.loads(output)["status"]) == (2, "diverged")
+        assert "learning rate 1e+06 is too large" in errors
