@@ -53,6 +53,12 @@ class Reproduction:
 _NSO, _ESCAPE = "arXiv:2306.08553", "arXiv:2305.15659"
 
 REPRODUCTIONS: dict[str, Reproduction] = {
+    "nso.table2": Reproduction(
+        "laws of noise, at one point and at two",
+        f"{_NSO}, Table 2",
+        "nso2024.table2:table2",
+        keeps_runs=True,
+    ),
     "nso.fig2": Reproduction(
         "the perturbation gap against the trace of the Hessian",
         f"{_NSO}, equation (4) and Figure 2",

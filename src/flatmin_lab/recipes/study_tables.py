@@ -53,23 +53,29 @@ def metric_table(
 
 def cells(found: Found, row: Row, metric: str) -> tuple[Cell, ...]:
     """The numbers of one row: its value, mean and interval, and the paired difference to what it is compared with."""
-    runs, factor, value = found.runs(row), factor_of(metric), found.value(row)
+    runs, value = found.runs(row), found.value(row)
     interval = quantity(runs, metric).interval
     numbers: tuple[Cell, ...] = ("",) * 3
     if interval is not None:
-        numbers = tuple(factor * x for x in (interval.mean, interval.low, interval.high))
+        numbers = tuple(scaled(metric, x) for x in (interval.mean, interval.low, interval.high))
     compared: tuple[Cell, ...] = ("", "", "")
     if row.against:
         difference = found.difference(row.label, row.against, metric)
         compared = (row.against, "", "")
         if difference.interval is not None and difference.test is not None:
-            compared = (row.against, factor * difference.interval.mean, difference.test.p)
+            compared = (row.against, scaled(metric, difference.interval.mean), difference.test.p)
     return ("" if value is None else value, *numbers, *compared)
 
 
 def factor_of(metric: str) -> float:
     """What a metric is multiplied by for people: 100 for accuracies, which are shown in percent."""
     return QUANTITIES[metric].factor if metric in QUANTITIES else 1.0
+
+
+def scaled(metric: str, value: float) -> float:
+    """A value for people. Accuracies are quotients in single precision: from the fifth decimal on they are rounding."""
+    factor = factor_of(metric)
+    return value if factor == 1 else round(factor * value, 4)
 
 
 def title_of(metric: str) -> str:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flatmin_lab.methods import method
-from flatmin_lab.recipes.studies import Scale
+from flatmin_lab.recipes.studies import Found, Scale
+from flatmin_lab.recipes.study_text import setup_text
 from flatmin_lab.spec import Arm, Changes
 from flatmin_lab.tasks import task
 
@@ -116,4 +117,20 @@ def arm(scale: Scale, name: str, factor: float = 1, *, value: float | None = Non
         budget=round(factor * scale.budget),
         changes=Changes.model_validate(changes),
         values=values,
+    )
+
+
+def differs(found: Sequence[Found]) -> str:
+    """How the runs of these recipes differ from the paper's."""
+    data = (
+        ""
+        if all(GROUNDS[one.scale.task].data for one in found)
+        else "Data and networks are others than the paper's, so that signs and orders can be compared, numbers cannot. "
+    )
+    return (
+        f"{data}Rows of one budget have as many gradient evaluations, so that SGD and label smoothing make twice as "
+        "many steps as methods with two a step. The base optimizer is one for all and is not tuned. σ, ρ and α are "
+        "chosen from one grid on validation data over two seeds where nothing else is said. The last weights are "
+        "tested, not those that are best on validation data. The trace is of all parameters in evaluation mode, not of "
+        f"convolutions alone. Setup: {setup_text(found)}."
     )
