@@ -11,7 +11,7 @@ from flatmin_lab.data.sentences import CLASSIFICATIONS
 from flatmin_lab.errors import WeightsError
 from flatmin_lab.models.encoder import small_bert
 from flatmin_lab.models.language import IGNORED, pretrained_gpt, small_gpt, token_cross_entropy
-from text_archives import gpt_folder
+from text_archives import bert_folder, gpt_folder
 
 TOY = CORPORA["sums", "toy"]
 
@@ -166,6 +166,8 @@ def test_a_folder_is_the_model_that_was_saved(tmp_path):
 
     saved = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2").eval()
     torch.testing.assert_close(model.eval()(tokens), saved(tokens).logits)
+    with pytest.raises(WeightsError, match=r"minilm lacks .*which AutoModelForCausalLM would draw at random.*another"):
+        pretrained_gpt(bert_folder(tmp_path))
     with pytest.raises(WeightsError, match=r"nowhere cannot be loaded by AutoModelForCausalLM"):
         pretrained_gpt(tmp_path / "nowhere")
 

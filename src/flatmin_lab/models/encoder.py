@@ -47,10 +47,12 @@ def sentence_classifier(folder: Path, classes: int = 2) -> SentenceClassifier:
         classes: Outputs.
 
     Raises:
-        WeightsError: The folder is no such folder.
+        WeightsError: The folder is no such folder, or lacks weights that are not of the head.
         MissingPackageError: transformers is not installed.
     """
-    return SentenceClassifier(read_model("AutoModelForSequenceClassification", folder, num_labels=classes))
+    return SentenceClassifier(
+        read_model("AutoModelForSequenceClassification", folder, head="classifier.", num_labels=classes)
+    )
 
 
 def small_bert(

@@ -103,7 +103,7 @@ def pretrained_gpt(folder: Path) -> LanguageModel:
         folder: What ``save_pretrained`` wrote.
 
     Raises:
-        WeightsError: The folder is no such folder.
+        WeightsError: The folder is no such folder, or lacks weights.
         MissingPackageError: transformers is not installed.
     """
     return LanguageModel(read_model("AutoModelForCausalLM", folder))

@@ -42,30 +42,38 @@ def read_folder(kind: str, folder: Path, **options: Any) -> Any:
         except (OSError, ValueError, SafetensorError) as error:
             first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise WeightsError(
-                f"{folder} cannot be loaded by {kind} ({first_line}). It must hold config.json, model.safetensors and "
-                "tokenizer.json, as save_pretrained of a model and of its tokenizer writes them."
+                f"{folder} cannot be loaded by {kind} ({first_line}). It must hold config.json, model.safetensors and, "
+                "for texts, tokenizer.json, as save_pretrained of a model and of its tokenizer writes them."
             ) from error
 
 
-def read_model(kind: str, folder: Path, **options: Any) -> Any:
+def read_model(kind: str, folder: Path, *, head: str | None = None, **options: Any) -> Any:
     """Read a model, in single precision and with attention written out, so that it can be differentiated twice.
 
     Args:
         kind: Its class in transformers.
         folder: What ``save_pretrained`` wrote.
+        head: The beginning of the names of weights that may be missing, and are fresh then.
         options: Changes of its configuration.
 
     Returns:
         The model in training mode.
 
     Raises:
-        WeightsError: The folder is no such folder.
+        WeightsError: The folder is no such folder, or lacks weights that are not of the head.
         MissingPackageError: transformers is not installed.
     """
     import torch
 
     eager = {"attn_implementation": "eager", "dtype": torch.float32, "use_safetensors": True}
-    return read_folder(kind, folder, **eager, **options).train()
+    model, info = read_folder(kind, folder, output_loading_info=True, **eager, **options)
+    absent = sorted(name for name in info["missing_keys"] if head is None or not name.startswith(head))
+    if absent:
+        raise WeightsError(
+            f"{folder} lacks {', '.join(absent[:3])}{' and others' if absent[3:] else ''}, which {kind} would draw at "
+            "random. Likely cause: the folder holds another model. Put the pretrained one there."
+        )
+    return model.train()
 
 
 @contextlib.contextmanager
