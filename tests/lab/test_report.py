@@ -1,8 +1,11 @@
 """The report: everything in one file, nothing claimed beyond the intervals, nothing foreign executed."""
 
+import base64
+import hashlib
 import io
 import math
 import re
+from importlib.resources import files
 
 import pytest
 from rich.console import Console
@@ -26,10 +29,14 @@ def page(comparison):
     return render(comparison)
 
 
-def test_one_file_without_scripts_or_requests(page):
+def test_one_file_without_foreign_scripts_or_requests(page):
     found = Page(page)
     assert found.open == []
-    assert found.scripts == 0
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert script == files("flatmin_lab.report").joinpath("surfaces.js").read_text()
+    assert found.scripts == 1
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
     assert all(url.startswith(("#", "data:")) for url in found.loaded)
     assert not re.search(r"@import|url\((?!['\"]?(#|data:))", page)
     assert len(found.ids) == len(set(found.ids))
@@ -52,8 +59,10 @@ def test_what_came_from_outside_is_escaped():
     evil = "<script>alert(1)</script>"
     hostile = synthetic.comparison(tasks=(evil,), methods=("sgd", '"><img src=x onerror=1>'), seeds=2)
     hostile = hostile.model_copy(update={"environment": {"python": evil, evil: "x"}})
-    found = Page(render(hostile))
-    assert found.scripts == 0
+    html = render(hostile)
+    found = Page(html)
+    assert found.scripts == 1
+    assert "<script>alert" not in html
     assert evil in "".join(found.text)
     assert "x" not in found.loaded
 

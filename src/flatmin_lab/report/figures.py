@@ -8,131 +8,160 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 
 from flatmin_lab.report import text
-from flatmin_lab.report.style import GRID, MUTED, method_styles
-from flatmin_lab.report.summary import REFERENCE, quantity, runs_of, summarise
+from flatmin_lab.report.style import GRID, MUTED
+from flatmin_lab.report.summary import REFERENCE
 from flatmin_lab.report.svg import RC, panel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from flatmin_lab.report.style import MethodStyle
-    from flatmin_lab.spec import Comparison
+    from flatmin_lab.report.style import MethodStyle, Styles
+    from flatmin_lab.report.summary import MethodSummary
     from flatmin_lab.statistics import Interval
 
 _LOG_RANGE = 12.0  # a positive range wider than this is drawn on a logarithmic axis
 _SIDE = 0.22  # how far the mean stands beside the seeds
+_SIDE_BY_SIDE = 5  # as many names fit below a panel
 
 
-def seeds_figure(comparison: Comparison, task: str, metric: str) -> Figure | None:
-    """One metric by method: a dot for every run, a thin line through each seed's runs, mean and 95 % interval.
+def seeds_figure(rows: Sequence[MethodSummary], metric: str, styles: Styles) -> Figure | None:
+    """One metric by row: a dot for every run, a thin line through each seed's runs, mean and 95 % interval.
+
+    Few rows stand side by side; many, whose names would overlap, lie below each other.
 
     Args:
-        comparison: What was run.
-        task: Which task to draw.
+        rows: The rows of one task.
         metric: A field of `RunResult`.
+        styles: Of every method.
 
     Returns:
-        The figure, in which the dot of a run has the identifier ``seed-<method>-<seed>``; None where no run has the
+        The figure, in which the dot of a run has the identifier ``seed-<row>-<seed>``; None where no run has the
         metric. A run whose value is NaN or infinite is a cross on the lower edge.
     """
-    methods = comparison.spec.methods
-    runs = {m: runs_of(comparison, task, m) for m in methods}
-    factor, styles = text.METRICS[metric].factor, method_styles(methods)
-    values = {
-        (m, r.spec.seed): factor * float(v) for m in methods for r in runs[m] if (v := getattr(r, metric)) is not None
-    }
-    if not values:
+    factor, names = text.METRICS[metric].factor, identifiers(rows)
+    values = [
+        {r.spec.seed: factor * float(v) for r in row.results if (v := getattr(r, metric)) is not None} for row in rows
+    ]
+    every = [v for by_seed in values for v in by_seed.values()]
+    if not every:
         return None
+    upright = len(rows) <= _SIDE_BY_SIDE
     with mpl.rc_context(RC):
-        figure, axes = panel()
-        if _is_wide(list(values.values())):
-            axes.set_yscale("log")
-        _join_pairs(axes, values, methods)
-        for i, method in enumerate(methods):
-            for (m, seed), value in values.items():
-                if m == method:
-                    _dot(axes, i, value, styles[method], f"seed-{method}-{seed}")
-            interval = quantity(runs[method], metric).interval
+        figure, axes = panel() if upright else panel(height=1.0 + 0.36 * len(rows))
+        plot = _Plot(axes, upright=upright)
+        if is_wide(every, _LOG_RANGE):
+            plot.logarithmic()
+        for seed in sorted({seed for by_seed in values for seed in by_seed}):
+            plot.line([by_seed.get(seed, math.nan) for by_seed in values])
+        for i, (row, by_seed, name) in enumerate(zip(rows, values, names, strict=True)):
+            for seed, value in by_seed.items():
+                plot.dot(i, value, styles[row.method], f"seed-{name}-{seed}")
+            interval = row.quantities[metric].interval
             if interval is not None:
-                _mean(axes, i + _SIDE, interval, factor, styles[method])
-        axes.set_xticks(range(len(methods)), [styles[m].label for m in methods])
-        axes.set_xlim(-0.4, len(methods) - 1 + 0.55)
-        axes.set_ylabel(text.METRICS[metric].title)
-        axes.grid(axis="y")
-        axes.tick_params(axis="x", length=0, labelcolor=MUTED.light)
+                plot.mean(i + _SIDE, interval, factor, styles[row.method])
+        plot.name(text.labels(rows), text.METRICS[metric].title)
     return figure
 
 
-def differences_figure(comparison: Comparison, task: str) -> Figure | None:
-    """Paired differences in test accuracy to the reference: one row a method, a dot a seed, mean and 95 % interval.
+def differences_figure(rows: Sequence[MethodSummary], styles: Styles) -> Figure | None:
+    """Paired differences in test accuracy to the reference: one line a row, a dot a seed, mean and 95 % interval.
 
     Args:
-        comparison: What was run.
-        task: Which task to draw.
+        rows: The rows of one task.
+        styles: Of every method.
 
     Returns:
         The figure; None where there is no defined difference.
     """
-    rows = [s for s in summarise(comparison) if s.task == task and s.method != REFERENCE]
-    found = [(s.method, d) for s in rows if (d := s.differences["test_accuracy"]).interval is not None]
-    if not found:
+    compared = [
+        (label, name, row, d)
+        for label, name, row in zip(text.labels(rows), identifiers(rows), rows, strict=True)
+        if (d := row.differences.get("test_accuracy")) is not None and d.interval is not None
+    ]
+    if not compared:
         return None
-    styles = method_styles(comparison.spec.methods)
     with mpl.rc_context(RC):
-        figure, axes = panel()
+        figure, axes = panel(height=max(3.3, 1.0 + 0.36 * len(compared)))
+        plot = _Plot(axes, upright=False)
         axes.axvline(0.0, color=MUTED.light, linewidth=1.0)
-        for i, (method, difference) in enumerate(found):
+        for i, (_, name, row, difference) in enumerate(compared):
             for seed, value in zip(difference.seeds, difference.values, strict=True):
-                gid = f"difference-{method}-{seed}"
-                axes.plot(100 * value, i, styles[method].marker, gid=gid, **_dot_look(styles[method]))
-            interval = difference.interval
-            if interval is not None:
-                _mean(axes, i - _SIDE, interval, 100.0, styles[method], horizontal=True)
-        axes.set_yticks(range(len(found)), [styles[m].label for m, _ in found])
-        axes.set_ylim(len(found) - 0.5, -0.6)
-        axes.set_xlabel(f"Test accuracy − {text.method_label(REFERENCE)} (points)")
-        axes.grid(axis="x")
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
+                plot.dot(i, 100 * value, styles[row.method], f"difference-{name}-{seed}")
+            if difference.interval is not None:
+                plot.mean(i - _SIDE, difference.interval, 100.0, styles[row.method])
+        plot.name([label for label, *_ in compared], f"Test accuracy − {text.method_label(REFERENCE)} (points)")
     return figure
 
 
-def _join_pairs(axes: Axes, values: dict[tuple[str, int], float], methods: tuple[str, ...]) -> None:
-    for seed in sorted({seed for _, seed in values}):
-        line = [values.get((m, seed), math.nan) for m in methods]
-        axes.plot(range(len(methods)), line, color=GRID.light, linewidth=1.1, zorder=1.5)
+def identifiers(rows: Sequence[MethodSummary]) -> list[str]:
+    """Short names of rows that no two share: the method, with a number from its second row on."""
+    methods = [row.method for row in rows]
+    earlier = [methods[:i].count(method) for i, method in enumerate(methods)]
+    return [f"{method}.{n + 1}" if n else method for method, n in zip(methods, earlier, strict=True)]
 
 
-def _dot(axes: Axes, x: float, value: float, style: MethodStyle, gid: str) -> None:
-    if math.isfinite(value):
-        axes.plot(x, value, style.marker, gid=gid, **_dot_look(style))
-        return
-    edge = axes.get_xaxis_transform()  # y in axes units: the lower edge, whatever the scale
-    axes.plot(x, 0.03, "x", gid=gid, transform=edge, color=style.colour.light, markersize=7, markeredgewidth=1.8)
-    axes.annotate("NaN", (x, 0.03), xycoords=edge, xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
-
-
-def _dot_look(style: MethodStyle) -> dict[str, Any]:
-    return {"color": style.colour.light, "markersize": 4.6, "alpha": 0.6, "markeredgewidth": 0}
-
-
-def _mean(
-    axes: Axes, at: float, interval: Interval, factor: float, style: MethodStyle, *, horizontal: bool = False
-) -> None:
-    """Mean as a filled marker on its interval; hollow and alone where the interval has no known width."""
-    mean = factor * interval.mean
-    if not math.isfinite(mean):
-        return
-    colour = style.colour.light
-    if interval.is_bounded:
-        ends = (factor * interval.low, factor * interval.high)
-        axes.plot(*((ends, (at, at)) if horizontal else ((at, at), ends)), color=colour, linewidth=2.2)
-    xy = (mean, at) if horizontal else (at, mean)
-    fill = colour if interval.is_bounded else "none"
-    axes.plot(*xy, style.marker, color=colour, markersize=7.5, markerfacecolor=fill, markeredgewidth=1.4)
-
-
-def _is_wide(values: list[float]) -> bool:
+def is_wide(values: Iterable[float], ratio: float) -> bool:
+    """Whether positive values span more than ``ratio``, so that they are drawn on a logarithmic axis."""
     finite = [v for v in values if math.isfinite(v)]
-    return bool(finite) and min(finite) > 0 and max(finite) / min(finite) > _LOG_RANGE
+    return bool(finite) and min(finite) > 0 and max(finite) / min(finite) > ratio
+
+
+class _Plot:
+    """Axes on which rows have places along one axis and values along the other: upright, values go upwards."""
+
+    def __init__(self, axes: Axes, *, upright: bool) -> None:
+        self._axes, self._upright = axes, upright
+
+    def logarithmic(self) -> None:
+        (self._axes.set_yscale if self._upright else self._axes.set_xscale)("log")
+
+    def line(self, values: Sequence[float]) -> None:
+        """Join what belongs to one seed."""
+        self._draw(range(len(values)), values, color=GRID.light, linewidth=1.1, zorder=1.5)
+
+    def dot(self, place: float, value: float, style: MethodStyle, gid: str) -> None:
+        """Draw one run; a cross on the edge where it diverged."""
+        if math.isfinite(value):
+            look = {"color": style.colour.light, "markersize": 4.6, "alpha": 0.6, "markeredgewidth": 0}
+            self._draw(place, value, style.marker, gid=gid, **look)
+            return
+        axes = self._axes
+        edge = axes.get_xaxis_transform() if self._upright else axes.get_yaxis_transform()
+        xy = (place, 0.03) if self._upright else (0.03, place)
+        look = {"color": style.colour.light, "markersize": 7, "markeredgewidth": 1.8}
+        axes.plot(*xy, "x", gid=gid, transform=edge, **look)
+        axes.annotate("NaN", xy, xycoords=edge, xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
+
+    def mean(self, place: float, interval: Interval, factor: float, style: MethodStyle) -> None:
+        """Mean as a filled marker on its interval; hollow and alone where the interval has no known width."""
+        mean, colour = factor * interval.mean, style.colour.light
+        if not math.isfinite(mean):
+            return
+        if interval.is_bounded:
+            self._draw((place, place), (factor * interval.low, factor * interval.high), color=colour, linewidth=2.2)
+        fill = colour if interval.is_bounded else "none"
+        look = {"color": colour, "markersize": 7.5, "markerfacecolor": fill, "markeredgewidth": 1.4}
+        self._draw(place, mean, style.marker, **look)
+
+    def name(self, labels: Sequence[str], title: str) -> None:
+        """Write what stands where."""
+        axes, number = self._axes, len(labels)
+        if self._upright:
+            axes.set_xticks(range(number), labels)
+            axes.set_xlim(-0.4, number - 1 + 0.55)
+            axes.set_ylabel(title)
+            axes.grid(axis="y")
+            axes.tick_params(axis="x", length=0, labelcolor=MUTED.light)
+            return
+        axes.set_yticks(range(number), labels)
+        axes.set_ylim(number - 0.5, -0.6)
+        axes.set_xlabel(title)
+        axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+
+    def _draw(self, places: Any, values: Any, *style: str, **look: Any) -> None:
+        self._axes.plot(*((places, values) if self._upright else (values, places)), *style, **look)

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from flatmin_lab.files import write_whole
 from flatmin_lab.report import text
-from flatmin_lab.report.curves import CURVES, curves_figure
-from flatmin_lab.report.figures import differences_figure, seeds_figure
-from flatmin_lab.report.html import render_page
+from flatmin_lab.report.captions import ALTS, CAPTIONS
+from flatmin_lab.report.drawn import drawn
+from flatmin_lab.report.findings import finding, headline, legend
+from flatmin_lab.report.html import render_page, shown
+from flatmin_lab.report.plain import across_table, differences_table
 from flatmin_lab.report.summary import COMPARED, METRICS, REFERENCE, summarise
-from flatmin_lab.report.surfaces import common_scale, surface_figure
+from flatmin_lab.report.surfaces import common_scale, solid, surface_figure
 from flatmin_lab.report.svg import inline_svg
+from flatmin_lab.spec import Study
 from flatmin_lab.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -20,41 +23,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from markupsafe import Markup
-    from matplotlib.figure import Figure
 
     from flatmin_lab.report.summary import MethodSummary
     from flatmin_lab.spec import Comparison, RunResult, Selection, Surface
 
-_CAPTIONS = {
-    "test_accuracy": "Test accuracy. Each mark is one seed; a line joins the runs that share a seed, that is initial "
-    "weights, splits and batch order. Beside them, the mean with its 95 % interval. Higher is better.",
-    "difference": "What changes within a seed: test accuracy minus that of {reference} with the same seed, mean and "
-    "95 % interval. Right of the line is better than {reference}.",
-    "trace": "Hessian trace of the training loss at the end, an overall measure of sharpness: lower is flatter. "
-    "Marks, lines and intervals as above.",
-    "train_loss": "Loss on the training labels during training; thin lines are seeds, the thick one is their mean. "
-    "Methods that perturb the weights evaluate two gradients a step, so they take half as many steps for the same "
-    "budget.",
-    "validation_accuracy": "Accuracy on held-out images during training. A curve that falls again is a network that "
-    "has begun to fit its training labels by heart.",
-    "live_trace": "The Hessian trace as the optimizer sees it while it trains, from the gradients it computes anyway. "
-    "It is the trace of the loss smoothed by the method's own noise.",
-    "surfaces": "Training loss around the solutions of one seed, along two random directions in which a step of 1 "
-    "moves every filter by its own length. One colour scale for all, so that steepness can be compared by eye.",
-}
-_ALTS = {
-    "test_accuracy": "Test accuracy of every seed by method on {task}, with means and intervals",
-    "difference": "Paired differences in test accuracy to {reference} on {task}, one dot a seed",
-    "trace": "Hessian trace of every seed by method on {task}, with means and intervals",
-    "train_loss": "Training loss against gradient evaluations on {task}",
-    "validation_accuracy": "Validation accuracy against gradient evaluations on {task}",
-    "live_trace": "Live Hessian trace against gradient evaluations on {task}",
-    "surfaces": "Training loss around the {method} solution on {task}",
-}
-
 
 def write_report(comparison: Comparison, path: Path) -> None:
-    """Write the report as one self-contained file: no script, no request to anywhere.
+    """Write the report as one self-contained file that asks nothing of any other place.
 
     Args:
         comparison: What to report, from stored results.
@@ -68,42 +43,56 @@ def write_report(comparison: Comparison, path: Path) -> None:
 
 def render(comparison: Comparison) -> str:
     """Return the report's HTML; every text that came from outside is escaped."""
-    summaries = summarise(comparison)
-    spec = comparison.spec
-    return render_page(
-        "page.html.j2",
-        spec=spec,
-        methods=[text.method_label(m) for m in spec.methods],
-        reference=text.method_label(REFERENCE),
-        has_reference=REFERENCE in spec.methods,
-        legend=text.legend(comparison),
-        tasks=[_task(comparison, task, [s for s in summaries if s.task == task]) for task in spec.tasks],
-        tuning=[_tuning(s) for s in comparison.selections],
-        diverged=[r for r in comparison.results if r.status == "diverged"],
-        runs=[_run(r) for r in comparison.results],
-        run_heads=["Task", "Method", "Seed", *(text.METRICS[name].title for name in METRICS)],
-        environment=sorted(comparison.environment.items()),
-        command=_command(comparison),
-    )
+    return render_page("page.html.j2", scripted=bool(comparison.surfaces), c=content(comparison))
 
 
-def _task(comparison: Comparison, task: str, summaries: Sequence[MethodSummary]) -> dict[str, Any]:
-    others = [s for s in summaries if s.differences]
-    findings = [(metric, [text.finding(s.method, s.differences[metric]) for s in others]) for metric in COMPARED]
+def content(comparison: Comparison, prefix: str = "") -> dict[str, Any]:
+    """Return what the template shows of a comparison.
+
+    Args:
+        comparison: What was run.
+        prefix: Of every identifier, where a page shows several comparisons.
+    """
+    rows, spec = summarise(comparison), comparison.spec
+    return {
+        "prefix": prefix,
+        "spec": spec,
+        "methods": [text.method_label(m) for m in spec.methods],
+        "reference": text.method_label(REFERENCE),
+        "has_reference": REFERENCE in spec.methods,
+        "legend": legend(comparison),
+        "tasks": [_task(comparison, task, [s for s in rows if s.task == task], prefix) for task in spec.tasks],
+        "across": [shown(table) for table in across_table(rows)],
+        "tuning": [_tuning(s) for s in comparison.selections],
+        "diverged": [r for r in comparison.results if r.status == "diverged"],
+        "runs": [_run(r) for r in comparison.results],
+        "run_heads": ["Task", "Method", "Seed", *(text.METRICS[name].title for name in METRICS)],
+        "environment": sorted(comparison.environment.items()),
+        "command": _command(comparison),
+    }
+
+
+def _task(comparison: Comparison, task: str, rows: Sequence[MethodSummary], prefix: str) -> dict[str, Any]:
+    others = [(label, row) for label, row in zip(text.labels(rows), rows, strict=True) if row.differences]
+    findings = [(metric, [finding(label, row.differences[metric]) for label, row in others]) for metric in COMPARED]
+    surfaces = [s for s in comparison.surfaces if s.task == task]
+    name = f"{prefix}t{comparison.spec.tasks.index(task)}"
     return {
         "name": task,
         "summary": TASKS[task].summary if task in TASKS else "",
         "headlines": [
-            text.headline([(s.method, s.differences[metric].verdict) for s in others], _WORDS[metric])
+            headline([(label, row.differences[metric].verdict) for label, row in others], _WORDS[metric])
             for metric in COMPARED
             if REFERENCE in comparison.spec.methods
         ],
         "findings": findings if REFERENCE in comparison.spec.methods else [],
         "heads": [text.METRICS[name].title for name in METRICS],
-        "rows": [_row(s) for s in summaries],
-        "figures": list(_figures(comparison, task)),
-        "surfaces": list(_surfaces(comparison, task)),
-        "surface_caption": _CAPTIONS["surfaces"],
+        "rows": [_row(row) for row in rows],
+        "tables": [shown(t) for metric in COMPARED for t in differences_table(task, rows, metric)],
+        "figures": list(drawn(comparison, task, rows, name)),
+        "surfaces": list(_surfaces(surfaces, name)),
+        "solids": _solids(surfaces),
+        "surface_caption": CAPTIONS["surfaces"],
     }
 
 
@@ -117,35 +106,26 @@ def _row(summary: MethodSummary) -> dict[str, Any]:
         "setting": text.setting(summary),
         "cells": [text.quantity_texts(summary.quantities[name], name) for name in METRICS],
         "difference": text.difference_texts(difference) if difference else ("reference", ""),
-        "p": text.p_cell(difference) if difference else "",
+        "p": text.p_texts(difference) if difference else ("", ""),
     }
 
 
-def _figures(comparison: Comparison, task: str) -> Iterator[dict[str, Any]]:
-    drawn: list[tuple[str, Figure | None]] = [
-        ("test_accuracy", seeds_figure(comparison, task, "test_accuracy")),
-        ("difference", differences_figure(comparison, task)),
-        ("trace", seeds_figure(comparison, task, "trace")),
-        *((field, curves_figure(comparison, task, field)) for field in CURVES),
-    ]
-    words = {"task": task, "reference": text.method_label(REFERENCE)}
-    index = comparison.spec.tasks.index(task)
-    for name, figure in drawn:
-        if figure is not None:
-            svg = inline_svg(figure, f"t{index}-{name}", _ALTS[name].format(**words))
-            yield {"svg": svg, "caption": _CAPTIONS[name].format(**words)}
-
-
-def _surfaces(comparison: Comparison, task: str) -> Iterator[Markup]:
-    surfaces: list[Surface] = [s for s in comparison.surfaces if s.task == task]
+def _surfaces(surfaces: Sequence[Surface], name: str) -> Iterator[Markup]:
     scale = common_scale(surfaces)
-    index = comparison.spec.tasks.index(task)
     for number, surface in enumerate(surfaces):
         if scale is not None:
-            label = text.method_label(surface.method)
-            figure = surface_figure(surface, scale, f"{label}, seed {surface.seed}")
-            alt = _ALTS["surfaces"].format(method=label, task=task)
-            yield inline_svg(figure, f"t{index}-surface{number}", alt)
+            figure = surface_figure(surface, scale, _title(surface))
+            alt = ALTS["surfaces"].format(method=text.method_label(surface.method), task=surface.task)
+            yield inline_svg(figure, f"{name}-surface{number}", alt)
+
+
+def _solids(surfaces: Sequence[Surface]) -> str:
+    scale = common_scale(surfaces)
+    return "" if scale is None else solid(surfaces, [_title(s) for s in surfaces], scale)
+
+
+def _title(surface: Surface) -> str:
+    return f"{text.method_label(surface.method)}, seed {surface.seed}"
 
 
 def _tuning(selection: Selection) -> dict[str, Any]:
@@ -175,7 +155,12 @@ def _run(result: RunResult) -> list[str]:
 
 
 def _command(comparison: Comparison) -> str:
+    """Return what makes the runs again; nothing for a study that is no comparison of all methods on all tasks."""
     spec = comparison.spec
+    others = {"seeds": spec.seeds, "device": spec.device, "first_seed": spec.first_seed}
+    crossed = Study.crossed(tasks=spec.tasks, methods=spec.methods, budget=max(spec.budgets, default=0), **others)
+    if crossed != spec or spec.first_seed:
+        return ""
     words = ["flatmin", "compare", "--methods", *spec.methods, "--tasks", *spec.tasks]
-    words += ["--seeds", str(spec.seeds), "--budget", str(spec.budgets[0]), "--device", spec.device]
+    words += ["--seeds", str(spec.seeds), "--budget", str(crossed.budgets[0]), "--device", spec.device]
     return shlex.join(words)

@@ -7,6 +7,7 @@ palette follows Okabe and Ito, Color Universal Design (2008), darkened or lighte
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flatmin_lab.report.text import method_label
@@ -40,6 +41,8 @@ _SPARE: tuple[_Look, ...] = (
     (Colour("spare2", "#7a4fc0", "#b79af0"), "P", (1, 1)),
     (Colour("spare3", "#a8431f", "#f0916d"), "X", (6, 2, 1, 2)),
     (Colour("spare4", "#1e8fa6", "#62cfe3"), "p", (3, 3)),
+    (Colour("spare5", "#6b7d00", "#b5c94a"), "<", (8, 2)),
+    (Colour("spare6", "#8a5a44", "#cfa28c"), "h", (2, 1, 5, 1)),
 )
 
 
@@ -58,6 +61,9 @@ class MethodStyle:
     colour: Colour
     marker: str
     dashes: tuple[float | None, ...]
+
+
+Styles = Mapping[str, MethodStyle]
 
 
 def method_styles(methods: tuple[str, ...]) -> dict[str, MethodStyle]:

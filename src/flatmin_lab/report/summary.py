@@ -1,24 +1,37 @@
-"""A comparison reduced to what it shows: intervals by method, and paired differences to the reference."""
+"""A comparison reduced to what it shows: a row for each arm, with intervals and paired differences."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from flatmin_lab.statistics import Interval, SignFlip, mean_interval, sign_flip_test
+from flatmin_lab.methods import METHODS
+from flatmin_lab.report.differences import ALPHA, REFERENCE, Difference, Verdict, corrected, paired_difference
+from flatmin_lab.statistics import Interval, mean_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from flatmin_lab.spec import Comparison, RunResult, Selection
+    from flatmin_lab.spec import Arm, Comparison, RunResult, Selection
 
-REFERENCE = "sgd"
-"""The method that all others are compared with."""
-
-ALPHA = 0.05
-"""Level below which a difference counts as shown."""
+__all__ = [
+    "ALPHA",
+    "COMPARED",
+    "METRICS",
+    "REFERENCE",
+    "Difference",
+    "MethodSummary",
+    "Quantity",
+    "Verdict",
+    "hyperparameter",
+    "paired_difference",
+    "quantity",
+    "reference_of",
+    "runs_of",
+    "selection_of",
+    "summarise",
+]
 
 METRICS = (
     "test_accuracy",
@@ -33,16 +46,6 @@ METRICS = (
 
 COMPARED = ("test_accuracy", "trace")
 """What is compared with the reference, seed by seed."""
-
-
-class Verdict(StrEnum):
-    """What a paired difference shows; nothing is called a difference that interval and test do not both carry."""
-
-    HIGHER = "higher"
-    LOWER = "lower"
-    NOT_SHOWN = "no difference shown"
-    TOO_FEW_SEEDS = "not enough seeds"
-    UNDEFINED = "not defined"
 
 
 @dataclass(frozen=True)
@@ -64,40 +67,25 @@ class Quantity:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Paired difference of one metric, method minus reference, over the seeds that both have finished."""
-
-    metric: str
-    seeds: tuple[int, ...] = ()
-    values: tuple[float, ...] = ()
-    interval: Interval | None = None
-    test: SignFlip | None = None
-    why_undefined: str = ""
-
-    @property
-    def verdict(self) -> Verdict:
-        """What interval and test together show at level `ALPHA`."""
-        if self.interval is None or self.test is None:
-            return Verdict.UNDEFINED
-        all_tied_for_good = not any(self.values) and 2.0 ** (1 - len(self.values)) <= ALPHA
-        if not self.test.can_reach(ALPHA) and not all_tied_for_good:
-            return Verdict.TOO_FEW_SEEDS
-        if self.test.p > ALPHA or self.interval.covers(0.0):
-            return Verdict.NOT_SHOWN
-        return Verdict.HIGHER if self.interval.mean > 0 else Verdict.LOWER
-
-
-@dataclass(frozen=True)
 class MethodSummary:
-    """One row of the result table: a method on a task. ``differences`` is empty for the reference itself."""
+    """One row of the result table: an arm. ``differences`` is empty for the reference itself."""
 
-    task: str
-    method: str
+    arm: Arm
     value: float | None
     hyperparameter: str
     results: tuple[RunResult, ...]
     quantities: dict[str, Quantity]
     differences: dict[str, Difference]
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+        return self.arm.task
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return self.arm.method
 
 
 def runs_of(comparison: Comparison, task: str, method: str) -> tuple[RunResult, ...]:
@@ -106,42 +94,83 @@ def runs_of(comparison: Comparison, task: str, method: str) -> tuple[RunResult, 
     return tuple(sorted(found, key=lambda r: r.spec.seed))
 
 
-def selection_of(comparison: Comparison, task: str, method: str) -> Selection | None:
-    """How the method's sigma or rho was chosen on the task, if it has one."""
-    found = [s for s in comparison.selections if s.task == task and s.method == method]
-    return found[0] if found else None
+def selection_of(comparison: Comparison, arm: Arm) -> Selection | None:
+    """How the arm's sigma, rho or alpha was chosen, if it had a choice."""
+    for s in comparison.selections:
+        if _setting(s) == _setting(arm) and arm.values in (None, s.grid):
+            return s
+    return None
 
 
 def summarise(comparison: Comparison) -> tuple[MethodSummary, ...]:
-    """Reduce the runs to one summary for each task and method, in the order that was asked for.
+    """Reduce the runs to one summary for each arm, in the order that was asked for.
 
     Args:
-        comparison: What was run. Methods without a finished run keep their row.
+        comparison: What was run. Arms without a finished run keep their row.
 
     Returns:
-        One summary for each task and method.
+        One summary for each arm.
     """
-    return tuple(
-        _summary(comparison, task, method) for task in comparison.spec.tasks for method in comparison.spec.methods
-    )
+    runs = {arm: _runs(comparison, arm) for arm in comparison.spec.arms}
+    rows = [_summary(comparison, arm, runs) for arm in runs]
+    return tuple(row for task in comparison.spec.tasks for row in _corrected([r for r in rows if r.task == task]))
 
 
-def _summary(comparison: Comparison, task: str, method: str) -> MethodSummary:
-    results = runs_of(comparison, task, method)
-    selection = selection_of(comparison, task, method)
+def _setting(thing: Arm | Selection) -> tuple[object, ...]:
+    return thing.task, thing.method, thing.budget, thing.changes
+
+
+def _runs(comparison: Comparison, arm: Arm) -> tuple[RunResult, ...]:
+    selection = selection_of(comparison, arm)
+    wanted = (selection.chosen,) if selection else arm.values  # None takes what there is
+    found = [
+        r
+        for r in comparison.results
+        if (r.spec.task, r.spec.method, r.spec.budget, r.spec.changes) == _setting(arm)
+        and (wanted is None or r.spec.value in wanted)
+    ]
+    return tuple(sorted(found, key=lambda r: r.spec.seed))
+
+
+def _summary(comparison: Comparison, arm: Arm, runs: dict[Arm, tuple[RunResult, ...]]) -> MethodSummary:
+    results, selection = runs[arm], selection_of(comparison, arm)
     differences = {}
-    if method != REFERENCE:
-        reference = runs_of(comparison, task, REFERENCE)
+    if arm.method != REFERENCE:
+        other = reference_of(arm, runs)
+        reference = () if other is None else runs[other]
         differences = {metric: paired_difference(results, reference, metric) for metric in COMPARED}
     return MethodSummary(
-        task=task,
-        method=method,
+        arm=arm,
         value=results[0].spec.value if results else selection.chosen if selection else None,
-        hyperparameter=selection.hyperparameter if selection else "",
+        hyperparameter=selection.hyperparameter if selection else hyperparameter(arm.method),
         results=results,
         quantities={metric: quantity(results, metric) for metric in METRICS},
         differences=differences,
     )
+
+
+def hyperparameter(method: str) -> str:
+    """What a method's value is; empty for a method that has none or is not registered any more."""
+    return (METHODS[method].hyperparameter or "") if method in METHODS else ""
+
+
+def reference_of(arm: Arm, arms: Iterable[Arm]) -> Arm | None:
+    """The arm that another is compared with: the reference on its task, in the setting nearest to its own.
+
+    That is the one with its changes and its budget, else with its changes, else the first.
+    """
+    found = [a for a in arms if a.task == arm.task and a.method == REFERENCE]
+    alike = [a for a in found if a.changes == arm.changes]
+    return next(iter([a for a in alike if a.budget == arm.budget] or alike or found), None)
+
+
+def _corrected(rows: Sequence[MethodSummary]) -> list[MethodSummary]:
+    """The rows of one task, their p-values corrected for each other: one family of tests for each metric."""
+    families = {metric: corrected([row.differences.get(metric) for row in rows]) for metric in COMPARED}
+    return [
+        replace(row, differences={metric: d for metric in COMPARED if (d := families[metric][i]) is not None})
+        for i, row in enumerate(rows)
+    ]
 
 
 def quantity(results: Sequence[RunResult], metric: str) -> Quantity:
@@ -162,31 +191,3 @@ def quantity(results: Sequence[RunResult], metric: str) -> Quantity:
         num_diverged=sum(not math.isfinite(v) for v in values),
         measurement_stderr=math.hypot(*stderrs) / len(stderrs) if stderrs else None,
     )
-
-
-def paired_difference(results: Sequence[RunResult], reference: Sequence[RunResult], metric: str) -> Difference:
-    """Compare two methods seed by seed.
-
-    Args:
-        results: Runs of a method on a task.
-        reference: Runs of the reference on the same task.
-        metric: A field of `RunResult`.
-
-    Returns:
-        Interval and sign-flip test of the differences, or the reason why there are none.
-    """
-    theirs = {r.spec.seed: getattr(r, metric) for r in reference}
-    pairs = {
-        r.spec.seed: (mine, theirs[r.spec.seed])
-        for r in results
-        if (mine := getattr(r, metric)) is not None and theirs.get(r.spec.seed) is not None
-    }
-    if not reference:
-        return Difference(metric, why_undefined="the reference has no finished run")
-    if not pairs:
-        return Difference(metric, why_undefined="no seed has this for both methods")
-    diverged = sum(not all(map(math.isfinite, pair)) for pair in pairs.values())
-    if diverged:
-        return Difference(metric, why_undefined=f"{diverged} of {len(pairs)} pairs of runs diverged")
-    values = tuple(mine - other for mine, other in pairs.values())
-    return Difference(metric, tuple(pairs), values, mean_interval(values), sign_flip_test(values))

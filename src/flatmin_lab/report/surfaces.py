@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import LogNorm, Normalize, to_hex
 from matplotlib.ticker import FuncFormatter
 
 from flatmin_lab.report.style import INK
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _LOG_RANGE = 20.0
 _NUM_LEVELS = 11
+_NUM_COLOURS = 48
 
 
 @dataclass(frozen=True)
@@ -92,3 +94,34 @@ def surface_figure(surface: Surface, scale: ColourScale, title: str) -> Figure:
         if bar.solids is not None:
             bar.solids.set_rasterized(True)
     return figure
+
+
+def solid(surfaces: Sequence[Surface], titles: Sequence[str], scale: ColourScale) -> str:
+    """Return surfaces as JSON for the page's script, which draws them as solids that can be turned.
+
+    Args:
+        surfaces: Surfaces that are compared by eye.
+        titles: One for each.
+        scale: From `common_scale` over all of them.
+
+    Returns:
+        JSON: colours from low to high, and for each surface its coordinates and its heights between 0 and 1 on the
+        common scale; null where the loss is not finite.
+    """
+    norm, colours = scale.norm, mpl.colormaps["viridis"](np.linspace(0, 1, _NUM_COLOURS))
+    drawn = []
+    for surface, title in zip(surfaces, titles, strict=True):
+        loss = np.asarray(surface.loss, dtype=np.float64)
+        height = np.full(loss.shape, np.nan)
+        height[np.isfinite(loss)] = np.clip(norm(loss[np.isfinite(loss)]), 0, 1)
+        rows = [[None if np.isnan(h) else round(h, 4) for h in row] for row in height.tolist()]
+        drawn.append({"title": title, "x": [round(x, 4) for x in surface.coordinates], "height": rows})
+    return json.dumps(
+        {
+            "colours": [to_hex(colour) for colour in colours],
+            "low": f"{scale.levels[0]:.2g}",
+            "high": f"{scale.levels[-1]:.2g}",
+            "surfaces": drawn,
+        },
+        allow_nan=False,
+    )

@@ -11,8 +11,12 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from flatmin_lab.recipes.outcome import Table as Plain
+from flatmin_lab.recipes.outcome import written
 from flatmin_lab.report import text
-from flatmin_lab.report.summary import COMPARED, METRICS, REFERENCE, Verdict, selection_of, summarise
+from flatmin_lab.report.findings import legend
+from flatmin_lab.report.plain import across_table, differences_table
+from flatmin_lab.report.summary import COMPARED, METRICS, REFERENCE, Verdict, hyperparameter, summarise
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -29,19 +33,19 @@ def results_frame(comparison: Comparison) -> pd.DataFrame:
         comparison: What was run.
 
     Returns:
-        Columns ``task, method, hyperparameter, value, seed, budget, device`` and every scalar of `RunResult`; missing
-        measurements are NaN.
+        Columns ``task, method, hyperparameter, value, seed, budget, device, changes`` and every scalar of `RunResult`;
+        missing measurements are NaN.
     """
     rows = []
     for r in comparison.results:
-        selection = selection_of(comparison, r.spec.task, r.spec.method)
-        numbers = r.model_dump(exclude={"spec", "history"})
+        numbers = r.model_dump(exclude={"spec", "history", "environment"})
         rows.append(
             {
                 "task": r.spec.task,
                 "method": r.spec.method,
-                "hyperparameter": selection.hyperparameter if selection else "",
+                "hyperparameter": hyperparameter(r.spec.method),
                 **r.spec.model_dump(include={"value", "seed", "budget", "device"}),
+                "changes": r.spec.changes.name,
                 **numbers,
             }
         )
@@ -57,8 +61,10 @@ def summary_frame(comparison: Comparison) -> pd.DataFrame:
     Returns:
         For each metric ``<metric>_mean``, ``_low``, ``_high`` (95 % Student interval over seeds) and ``_num_diverged``;
         ``trace_estimator_stderr``; and for each compared metric the paired difference to the reference:
-        ``<metric>_difference_mean``, ``_low``, ``_high``, ``_p`` (exact sign-flip test), ``_reachable_p``,
-        ``_num_pairs`` and ``_verdict``. What is not known is NaN.
+        ``<metric>_difference_mean``, ``_low``, ``_high`` (Student), ``_bca_low``, ``_bca_high``, ``_p`` (exact
+        sign-flip test), ``_reachable_p``, ``_p_holm`` (corrected for ``_num_compared`` tests), ``_num_pairs`` and
+        ``_verdict``; ``<metric>_improvement_mean``, ``_low``, ``_high`` (probability of being better). What is not
+        known is NaN.
     """
     return pd.DataFrame([_flat(summary) for summary in summarise(comparison)])
 
@@ -69,6 +75,8 @@ def _flat(summary: MethodSummary) -> dict[str, object]:
         "method": summary.method,
         "hyperparameter": summary.hyperparameter,
         "value": summary.value,
+        "budget": summary.arm.budget,
+        "changes": summary.arm.changes.name,
         "num_seeds": len(summary.results),
     }
     for name in METRICS:
@@ -79,9 +87,13 @@ def _flat(summary: MethodSummary) -> dict[str, object]:
         difference = summary.differences.get(name)
         prefix, test = f"{name}_difference", difference.test if difference else None
         row |= _ends(prefix, difference.interval if difference else None)
+        row |= _ends(f"{prefix}_bca", difference.bca if difference else None)
+        row |= _ends(f"{name}_improvement", difference.improvement if difference else None)
         row |= {
             f"{prefix}_p": test.p if test else math.nan,
             f"{prefix}_reachable_p": test.reachable if test else math.nan,
+            f"{prefix}_p_holm": difference.adjusted_p if difference else math.nan,
+            f"{prefix}_num_compared": difference.num_compared if difference and test else 0,
             f"{prefix}_num_pairs": test.num_seeds if test else 0,
             f"{prefix}_verdict": str(difference.verdict) if difference else "reference",
         }
@@ -134,7 +146,14 @@ class ConsoleTable:
         for task, rows in by_task.items():
             yield Text(f"\n{task}\n", style="bold")
             yield from [wide[task]] if fits else [_table(rows, (*_QUALITY, *_COST)), Text(), _table(rows, _FLATNESS)]
-        yield Text(f"\n{text.legend(self._comparison)}", style="dim")
+            for metric in COMPARED:
+                for table in differences_table(task, rows, metric):
+                    yield Text(f"\nDifference in {text.DIFFERENCES[metric].title}\n", style="dim")
+                    yield rich_table(table, options.max_width)
+        for table in across_table(summaries):
+            yield Text("\nAll tasks\n", style="bold")
+            yield rich_table(table, options.max_width)
+        yield Text(f"\n{legend(self._comparison)}", style="dim")
 
 
 _ANY_WIDTH = 1000  # measured against this, a table tells its natural width
@@ -168,9 +187,24 @@ def _cell(summary: MethodSummary, name: str) -> Text:
     if difference is None:
         return Text("reference" if name == "difference" else "")
     if name == "p":
-        first, _, rest = text.p_cell(difference).rpartition(" ")  # "not enough seeds" on two lines
-        return Text(f"{first}\n{rest}" if difference.verdict is Verdict.TOO_FEW_SEEDS else text.p_cell(difference))
+        value, small = text.p_texts(difference)
+        first, _, rest = value.rpartition(" ")  # "not enough seeds" on two lines
+        return Text(f"{first}\n{rest}") if difference.verdict is Verdict.TOO_FEW_SEEDS else _stacked(value, small)
     return _stacked(*text.difference_texts(difference))
+
+
+def rich_table(table: Plain, width: int) -> Table:
+    """A table of text for a terminal: where it is wider, intervals go below their values and cells wrap at blanks."""
+    rows = [[written(cell) for cell in row] for row in table.rows]
+    natural = [max(map(len, column)) for column in zip(table.columns, *rows, strict=True)]
+    if sum(natural) + len(natural) > width:
+        rows = [[cell.replace(" [", "\n[") for cell in row] for row in rows]
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1), show_edge=False)
+    for i, head in enumerate(table.columns):
+        shown.add_column(Text(head), justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        shown.add_row(*map(Text, row))
+    return shown
 
 
 def _stacked(value: str, small_print: str) -> Text:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flatmin_lab.methods import METHODS
-from flatmin_lab.report.summary import ALPHA, REFERENCE, Verdict
+from flatmin_lab.report.summary import Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flatmin_lab.report.summary import Difference, MethodSummary, Quantity
-    from flatmin_lab.spec import Comparison
     from flatmin_lab.statistics import Interval, SignFlip
 
 SYMBOLS = {"sigma": "σ", "rho": "ρ", "alpha": "α", "": "value"}
@@ -42,22 +43,7 @@ METRICS = {
     "seconds": Metric("Time", "s", decimals=1),
     "gradient_evaluations": Metric("Gradients", decimals=0),
 }
-_DIFFERENCES = {"test_accuracy": Metric("test accuracy", "points", 100.0, 1), "trace": Metric("Hessian trace")}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one paired difference shows, in words: ``subject: numbers — conclusion``."""
-
-    subject: str
-    numbers: str
-    conclusion: str
-    verdict: Verdict
-
-    def __str__(self) -> str:
-        """The finding as one sentence."""
-        parts = [self.numbers, self.conclusion] if self.numbers else [self.conclusion]
-        return f"{self.subject}: {': '.join(parts)}."
+DIFFERENCES = {"test_accuracy": Metric("test accuracy", "points", 100.0, 1), "trace": Metric("Hessian trace")}
 
 
 def method_label(method: str) -> str:
@@ -66,8 +52,21 @@ def method_label(method: str) -> str:
 
 
 def setting(summary: MethodSummary) -> str:
-    """The chosen hyperparameter: ``σ = 0.05``; empty for a method that has none."""
-    return "" if summary.value is None else f"{SYMBOLS[summary.hyperparameter]} = {summary.value:g}"
+    """The value and what else is changed: ``σ = 0.05, batch size 8``; empty where there is nothing to say."""
+    parts = [] if summary.value is None else [f"{SYMBOLS[summary.hyperparameter]} = {summary.value:g}"]
+    for name, value in summary.arm.changes:
+        if value is not None:
+            parts.append(f"{name.replace('_', ' ')} {value if isinstance(value, str) else format(value, 'g')}")
+    return ", ".join(parts)
+
+
+def labels(rows: Sequence[MethodSummary]) -> list[str]:
+    """Name the rows of one task: by their methods, and by as much of their settings as tells them apart."""
+    names = [method_label(row.method) for row in rows]
+    for more in (setting, lambda row: f"{row.arm.budget} gradients"):
+        told = [f"{name}, {extra}" if (extra := more(row)) else name for name, row in zip(names, rows, strict=True)]
+        names = [new if names.count(name) > 1 else name for name, new in zip(names, told, strict=True)]
+    return names
 
 
 def number(value: float, decimals: int | None = None, *, signed: bool = False) -> str:
@@ -114,7 +113,7 @@ def difference_texts(difference: Difference) -> tuple[str, str]:
     """Mean and bracket of a paired difference, in points for accuracies; a dash where it is not defined."""
     if difference.interval is None:
         return "–", ""
-    return interval_texts(difference.interval, _DIFFERENCES[difference.metric], signed=True)
+    return interval_texts(difference.interval, DIFFERENCES[difference.metric], signed=True)
 
 
 def p_text(test: SignFlip, *, name: bool = True) -> str:
@@ -126,76 +125,29 @@ def p_text(test: SignFlip, *, name: bool = True) -> str:
     return f"p {relation} {value}" if name else f"{'' if relation == '=' else relation + ' '}{value}"
 
 
-def p_cell(difference: Difference) -> str:
-    """What the column of p-values says: a number, ``not enough seeds``, or a dash."""
+def adjusted_text(difference: Difference) -> str:
+    """The p-value after Holm's correction: ``0.094``; empty where nothing is corrected for."""
+    if difference.test is None or difference.num_compared < 2:
+        return ""
+    return "< 0.001" if difference.adjusted_p < 0.001 else f"{difference.adjusted_p:.3f}"
+
+
+def p_texts(difference: Difference) -> tuple[str, str]:
+    """What the column of p-values says and its small print: a number and Holm's, ``not enough seeds``, or a dash."""
     if difference.test is None:
-        return "–"
+        return "–", ""
     if difference.verdict is Verdict.TOO_FEW_SEEDS:
-        return str(Verdict.TOO_FEW_SEEDS)
-    return p_text(difference.test, name=False)
+        return str(Verdict.TOO_FEW_SEEDS), ""
+    adjusted = adjusted_text(difference)
+    return p_text(difference.test, name=False), f"Holm {adjusted}" if adjusted else ""
 
 
-def finding(method: str, difference: Difference) -> Finding:
-    """Put a paired difference into words that claim no more than its interval and its test carry."""
-    metric, verdict = _DIFFERENCES[difference.metric], difference.verdict
-    subject = f"{method_label(method)} − {method_label(REFERENCE)}"
-    if difference.interval is None or difference.test is None:
-        return Finding(
-            subject, "", f"no difference in {metric.label} is given, because {difference.why_undefined}", verdict
-        )
-    mean, bracket = difference_texts(difference)
-    seeds = f"{difference.test.num_seeds} seed{'s' if difference.test.num_seeds > 1 else ''}"
-    numbers = f"{mean}{' ' + metric.unit if metric.unit else ''} {bracket}, {p_text(difference.test)}, {seeds}"
-    conclusion = _conclusion(verdict, difference.interval, difference.test, metric.label)
-    return Finding(subject, numbers, conclusion, verdict)
-
-
-def headline(findings: list[tuple[str, Verdict]], what: str) -> str:
-    """One sentence over all methods of a task: for which of them a difference to the reference is shown.
-
-    Args:
-        findings: Method and verdict.
-        what: The metric in words, such as ``test accuracy``.
-
-    Returns:
-        The sentence; empty where there is nothing to compare.
-    """
-    reference = method_label(REFERENCE)
-    words = {
-        Verdict.HIGHER: f"Higher {what} than {reference} is shown for {{}}.",
-        Verdict.LOWER: f"Lower {what} than {reference} is shown for {{}}.",
-        Verdict.NOT_SHOWN: "No difference is shown for {}.",
-        Verdict.TOO_FEW_SEEDS: "There are not enough seeds to show a difference for {}.",
-        Verdict.UNDEFINED: "The difference is not defined for {}.",
-    }
-    sentences = []
-    for verdict, sentence in words.items():
-        labels = [method_label(method) for method, v in findings if v is verdict]
-        if labels:
-            sentences.append(sentence.format(join(labels)))
-    return " ".join(sentences)
-
-
-def legend(comparison: Comparison) -> str:
-    """What the numbers of the tables are, in a few sentences; only what applies."""
-    seeds, reference = comparison.spec.seeds, method_label(REFERENCE)
-    parts = (
-        [f"Mean and 95 % Student interval over {seeds} paired seeds."]
-        if seeds > 1
-        else ["One seed: the width of every interval is unknown, [?]."]
-    )
-    if any(r.trace_stderr is not None for r in comparison.results):
-        parts.append("±: standard error of the trace estimator alone.")
-    if REFERENCE not in comparison.spec.methods:
-        parts.append(f"No differences: {reference} was not among the methods.")
-    elif len(comparison.spec.methods) > 1:
-        parts.append(
-            f"− {reference}: paired difference in test accuracy; p: exact two-sided sign-flip test, unadjusted."
-        )
-        if 2.0 ** (1 - seeds) > ALPHA:
-            enough = math.ceil(1 - math.log2(ALPHA))
-            parts.append(f"The test reaches p ≤ {ALPHA:g} from {enough} seeds on.")
-    return " ".join(parts)
+def improvement_text(interval: Interval | None) -> str:
+    """A probability of improvement with its interval, which is left out where resampling changes nothing."""
+    if interval is None:
+        return "–"
+    mean, bracket = interval_texts(interval, Metric("", decimals=2))
+    return mean if interval.is_point else f"{mean} {bracket}"
 
 
 def join(words: list[str]) -> str:
@@ -206,19 +158,6 @@ def join(words: list[str]) -> str:
         ('a', 'a and b', 'a, b and c')
     """
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _conclusion(verdict: Verdict, interval: Interval, test: SignFlip, what: str) -> str:
-    if verdict is Verdict.TOO_FEW_SEEDS:
-        tied = " as some of them are tied" if test.reachable > 2.0 ** (1 - test.num_seeds) else ""
-        return f"not enough seeds, since the test can reach p = {test.reachable:.3f} at the smallest{tied}"
-    if verdict is Verdict.NOT_SHOWN:
-        covers = interval.covers(0.0)
-        if covers == (test.p > ALPHA):
-            return "no difference shown"
-        one, other = ("covers zero", "falls below") if covers else ("leaves zero out", "stays above")
-        return f"no difference shown, for the interval {one} while p {other} {ALPHA:g}"
-    return f"{verdict} {what} than {method_label(REFERENCE)}"
 
 
 def _decimals(value: float) -> int:
