@@ -23,12 +23,14 @@ class Reproduction:
         place: What runs it, as ``"module:function"``: given size, seed and ``Watch`` it returns an ``Outcome``.
         keeps_runs: Whether it is made of runs on tasks: it is given a ``folder`` too, to keep finished runs in, and the
             ``tasks`` it is to keep to, if not all; its module has ``SIZES``, the ``Scale`` of each task by size.
+        needs: The function of its module that says what a size lacks, where the tasks do not say so.
     """
 
     summary: str
     paper: str
     place: str
     keeps_runs: bool = False
+    needs: str = ""
 
     def load(self) -> Callable[..., Outcome]:
         """Import what runs it."""
@@ -40,8 +42,11 @@ class Reproduction:
         Raises:
             ArgumentError: There is no such size of it.
             DataError: What it needs under the data root is not there.
+            LabError: Another thing is missing that it needs.
         """
-        if self.keeps_runs:
+        if self.needs:
+            getattr(self._module(), self.needs)(size)
+        elif self.keeps_runs:
             from flatmin_lab.recipes.studies import require
 
             require(self._module().SIZES, size)
@@ -95,6 +100,13 @@ REPRODUCTIONS: dict[str, Reproduction] = {
         "steps to a flat minimum by accuracy and dimension",
         f"{_ESCAPE}, Theorems 1 and 2, Table 1",
         "escape2023.rates:rates",
+    ),
+    "escape.fig3": Reproduction(
+        "from a start that generalizes badly by RS and SA, and by SA with other batch sizes",
+        f"{_ESCAPE}, Figure 3",
+        "escape2023.fig3:fig3",
+        keeps_runs=True,
+        needs="require",
     ),
 }
 """Every table and figure that can be made again."""
