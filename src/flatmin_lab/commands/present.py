@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from flatmin_lab.certificate_record import CertificateRecord, CertificateSweep
     from flatmin_lab.measure import Sheet
+    from flatmin_lab.report.stored import Stored
     from flatmin_lab.spec import Comparison
     from flatmin_lab.store import Store
 
@@ -19,14 +20,44 @@ def present(comparison: Comparison, store: Store, *, as_json: bool) -> None:
     from rich.console import Console
 
     from flatmin_lab.compare import publish
-    from flatmin_lab.report.table import console_table
+    from flatmin_lab.report.collection import write_tables
+    from flatmin_lab.report.plain import comparison_tables
+    from flatmin_lab.report.table import console_table, summary_frame
 
-    files = publish(comparison, store)
+    files = publish(comparison, store) | write_tables({store.folder.name: comparison_tables(comparison)}, store.folder)
+    files["summary"] = store.write("summary.csv", summary_frame(comparison).to_csv(index=False))
     if as_json:
         print(_as_json(comparison, files))  # noqa: T201  (the result)
         return
     console = Console()
     console.print(console_table(comparison))
+    console.print(f"Report: {files['report']}", highlight=False, soft_wrap=True)
+
+
+def present_collection(stored: Stored, out: Path, *, as_json: bool) -> None:
+    """Show reproductions and comparisons together, and write their page and tables into ``out``."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from flatmin_lab.report.collection import collection_tables, publish_collection
+    from flatmin_lab.report.table import rich_table
+
+    files = publish_collection(stored, out)
+    if as_json:
+        everything = {
+            "reproductions": {str(place): r.record.model_dump(mode="json") for place, r in stored.reproductions},
+            "comparisons": {str(place): _summary(comparison) for place, comparison in stored.comparisons},
+            "skipped": stored.skipped,
+            "files": {name: str(path) for name, path in files.items()},
+        }
+        print(json.dumps(everything, indent=2, allow_nan=False))  # noqa: T201  (the result)
+        return
+    console = Console()
+    for place, tables in collection_tables(stored).items():
+        console.print(Text(f"\n{place}", style="bold"))
+        for table in tables:
+            console.print(Text(f"\n{table.caption}\n", style="dim"))
+            console.print(rich_table(table, console.width))
     console.print(f"Report: {files['report']}", highlight=False, soft_wrap=True)
 
 
@@ -106,9 +137,13 @@ def present_sweep(sweep: CertificateSweep, folder: Path, *, as_json: bool) -> No
 
 def _as_json(comparison: Comparison, files: dict[str, Path]) -> str:
     """The summary for programs: strict JSON, in which what is not known is null."""
+    everything = _summary(comparison) | {"files": {name: str(path) for name, path in files.items()}}
+    return json.dumps(everything, indent=2, allow_nan=False)
+
+
+def _summary(comparison: Comparison) -> dict[str, Any]:
     from flatmin_lab.report.table import summary_frame
 
     everything: dict[str, Any] = comparison.model_dump(mode="json", include={"spec", "selections", "environment"})
     everything["summary"] = json.loads(summary_frame(comparison).to_json(orient="records") or "[]")
-    everything["files"] = {name: str(path) for name, path in files.items()}
-    return json.dumps(everything, indent=2, allow_nan=False)
+    return everything

@@ -4,37 +4,68 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from flatmin_lab.commands.compare import DEFAULT_FOLDER
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEFAULT_OUT = Path("runs/report")
+
 
 @dataclass(frozen=True)
 class Report:
-    """Print the table of a finished comparison or measurement and write its report again, from stored results alone.
+    """Print the tables of finished results and write their report again, from stored results alone.
 
     Attributes:
-        folder: The run folder.
+        folders: Of a comparison, a measurement, reproductions, or folders that hold several of these: those of more
+            than one are put on one page.
+        out: Where page and tables are written; the folder itself if one is given, else runs/report.
         json: Print the result as JSON, and nothing else, on standard output.
     """
 
-    folder: tyro.conf.Positional[Path] = DEFAULT_FOLDER
+    folders: tyro.conf.Positional[tuple[Path, ...]] = (DEFAULT_FOLDER,)
+    out: Path | None = None
     json: bool = False
 
     def run(self) -> None:
         """Do it."""
         from rich.console import Console
 
-        from flatmin_lab.commands.present import present, present_sheet
-        from flatmin_lab.compare import assemble
-        from flatmin_lab.store import Store
-
-        messages = Console(stderr=True)
-        if (self.folder / "measurement.json").is_file():
-            from flatmin_lab.measure import load_sheet
-
-            present_sheet(load_sheet(self.folder), self.folder, as_json=self.json)
+        note = Console(stderr=True).print
+        if len(self.folders) == 1 and self.out is None and _is_alone(self.folders[0]):
+            _report_one(self.folders[0], note, as_json=self.json)
             return
-        with Store(self.folder, messages.print, new=False) as store:
-            present(assemble(store.header().asked, store), store, as_json=self.json)
+        from flatmin_lab.commands.present import present_collection
+        from flatmin_lab.errors import StoreError
+        from flatmin_lab.report.stored import read
+
+        stored = read(self.folders, note)
+        if stored.reproductions or stored.comparisons:
+            out = self.out or (self.folders[0] if len(self.folders) == 1 else DEFAULT_OUT)
+            present_collection(stored, out, as_json=self.json)
+        if stored.skipped:
+            raise StoreError(f"{len(stored.skipped)} left out of the report. {' '.join(stored.skipped)}")
+
+
+def _is_alone(folder: Path) -> bool:
+    """Whether a folder is a comparison or a measurement, or holds nothing and is complained of as if it were."""
+    from flatmin_lab.report.stored import COMPARISON, MEASUREMENT, places
+
+    return any((folder / mark).is_file() for mark in (COMPARISON, MEASUREMENT)) or not list(places(folder))
+
+
+def _report_one(folder: Path, note: Callable[[str], object], *, as_json: bool) -> None:
+    from flatmin_lab.commands.present import present, present_sheet
+    from flatmin_lab.compare import assemble
+    from flatmin_lab.measure import RECORD, load_sheet
+    from flatmin_lab.store import Store
+
+    if (folder / RECORD).is_file():
+        present_sheet(load_sheet(folder), folder, as_json=as_json)
+        return
+    with Store(folder, note, new=False) as store:
+        present(assemble(store.header().asked, store), store, as_json=as_json)
