@@ -75,6 +75,30 @@ REPRODUCTIONS: dict[str, Reproduction] = {
         "nso2024.table3:table3",
         keeps_runs=True,
     ),
+    "nso.table4": Reproduction(
+        "SAM and USAM over ρ, NSO over σ",
+        f"{_NSO}, Table 4",
+        "nso2024.table4:table4",
+        keeps_runs=True,
+    ),
+    "nso.fig4": Reproduction(
+        "NSO and WP-SGD over learning rates and lengths of training",
+        f"{_NSO}, Figure 4",
+        "nso2024.fig4:fig4",
+        keeps_runs=True,
+    ),
+    "nso.fig5": Reproduction(
+        "NSO and SAM over batch sizes, NSO with other regularizers",
+        f"{_NSO}, Figure 5",
+        "nso2024.fig5:fig5",
+        keeps_runs=True,
+    ),
+    "nso.ablations": Reproduction(
+        "what each part of NSO does",
+        f"{_NSO}, the ablations in the text of section 3",
+        "nso2024.ablations:ablations",
+        keeps_runs=True,
+    ),
     "nso.pairing": Reproduction(
         "which share of NSO's effect is kept at the price of SGD",
         "beyond the papers: +U and −U on the two halves of a batch",

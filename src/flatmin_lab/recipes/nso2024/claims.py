@@ -10,6 +10,7 @@ from flatmin_lab.recipes.nso2024.shares import Share, kept_share
 from flatmin_lab.recipes.outcome import Cell, Table, written
 from flatmin_lab.recipes.study_tables import scaled
 from flatmin_lab.report.summary import Verdict
+from flatmin_lab.statistics import holm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from flatmin_lab.recipes.studies import Found
     from flatmin_lab.report.summary import Difference
 
-COLUMNS = ("task", "claim", "of", "in", "paper", "here", "95 % from", "to", "p", "verdict")
+COLUMNS = ("task", "claim", "of", "in", "paper", "here", "95 % from", "to", "p", "Holm", "verdict")
 """The columns of a table of claims."""
 
 
@@ -101,14 +102,17 @@ def claims_table(name: str, claims: Sequence[Claim], found: Iterable[Found], cap
     """
     lines: list[tuple[Cell, ...]] = []
     for one in found:
+        tests = {claim: test for claim in claims if (test := claim.difference(one).test) is not None}
+        adjusted = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
         for claim in claims:
-            numbers, test = claim.interval(one) or ("",) * 3, claim.difference(one).test
-            p = "" if test is None else test.p
+            numbers = claim.interval(one) or ("",) * 3
+            p = (tests[claim].p, adjusted[claim]) if claim in tests else ("", "")
             head = (one.scale.task, claim.text, claim.metric.replace("_", " "), claim.unit, claim.printed)
-            lines.append((*head, *numbers, p, claim.verdict(one)))
+            lines.append((*head, *numbers, *p, claim.verdict(one)))
     how = (
         "Paired over seeds; Student intervals of differences, Fieller's of changes in percent, exact sign-flip tests, "
-        "unadjusted. Agrees, opposite: shown at 5 %, with the sign of the paper's number or against it."
+        "Holm's correction over the lines of a task. Agrees, opposite: shown at 5 %, uncorrected, with the sign of the "
+        "paper's number or against it."
     )
     return Table(name, COLUMNS, tuple(lines), f"{caption} {how}")
 

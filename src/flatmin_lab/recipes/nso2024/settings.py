@@ -97,7 +97,9 @@ def published_budget(examples: int) -> int:
     return 2 * _EPOCHS * math.ceil(examples / _BATCH)
 
 
-def arm(scale: Scale, name: str, factor: float = 1, *, value: float | None = None, **changes: float | str) -> Arm:
+def arm(
+    scale: Scale, name: str, factor: float = 1, *, value: float | None = None, changes: Changes | None = None
+) -> Arm:
     """A method on a task, with a grid of its own or one value.
 
     Args:
@@ -105,7 +107,7 @@ def arm(scale: Scale, name: str, factor: float = 1, *, value: float | None = Non
         name: Of the method.
         factor: Multiplies the budget.
         value: Of sigma, rho or alpha; None for the task's grid, or as much of it as is tried.
-        changes: Of the task's setting.
+        changes: Of the task's setting; None for none.
     """
     way, tried = method(name), GROUNDS[scale.task].tried
     values = None if value is None else (value,)
@@ -115,7 +117,7 @@ def arm(scale: Scale, name: str, factor: float = 1, *, value: float | None = Non
         task=scale.task,
         method=name,
         budget=round(factor * scale.budget),
-        changes=Changes.model_validate(changes),
+        changes=changes or Changes(),
         values=values,
     )
 
