@@ -128,7 +128,7 @@ def _toy() -> Scale:
         misleading=Misleading(3, 0.1, Fit(0.03, 0.9, 50, 200), Fit(0.05, 0.0, 50, 200)),
         fresh=Fit(0.05, 0.9, 50, 200),
         ways=ways(rs=(2.0, 8.0), sa=(0.2, 0.5), batches=(1, 64, 128)),
-        num_steps=60,
+        num_steps=30,
         seeds=2,
         tuning_seeds=1,
         looks=4,

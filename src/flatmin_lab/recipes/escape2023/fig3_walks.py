@@ -212,9 +212,9 @@ def _optimizer(model: nn.Module, asked: Asked) -> Any:
     base = torch.optim.SGD(model.parameters(), lr=asked.learning_rate)
     seed = derive(asked.seed, "fig3: perturbations")
     if asked.method == "RS":
-        return fm.RandomlySmoothed(base, rho=asked.rho, seed=seed)
+        return fm.RandomlySmoothed(base, rho=asked.rho, seed=seed, model=model)
     if asked.method == "SA":
-        return fm.SharpnessAware(base, rho=asked.rho, seed=seed)
+        return fm.SharpnessAware(base, rho=asked.rho, seed=seed, model=model)
     return base
 
 
