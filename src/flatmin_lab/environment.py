@@ -12,7 +12,8 @@ from pathlib import Path
 
 _PACKAGES = ("torch", "numpy", "scikit-learn")
 
-_DECIDING = ("run.py", "job.py", "tasks.py", "methods.py", "seeds.py", "data", "models")  # of flatmin_lab
+# Of flatmin_lab.
+_DECIDING = ("run.py", "training.py", "job.py", "sharpness.py", "tasks", "methods.py", "seeds.py", "data", "models")
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,7 +1,4 @@
-"""The registry of tasks: data, network and the one published training setting that every method gets.
-
-Importing this file loads neither torch nor data, so that the command line can name the tasks at once.
-"""
+"""What a task is: data, a network, and the one training setting that every method gets."""
 
 from __future__ import annotations
 
@@ -16,9 +13,6 @@ if TYPE_CHECKING:
     from flatmin_lab.data.splits import Batches, Split, Splits
     from flatmin_lab.methods import Method
     from flatmin_lab.spec import Changes
-
-VERSION = 1
-"""Raised whenever a task's data, network or setting changes: stored runs of another version cannot be continued."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +110,7 @@ class Task:
         metric: What the metric is called; results have it as their accuracy.
         measuring: How its runs are looked at.
         grids: Values tried instead of a method's own, by the method's name or by its hyperparameter's.
-        files: What must lie under the data root, and where it is to be had.
+        files: What must lie under the data root, and where it is to be had; or what gives it, where that loads more.
     """
 
     name: str
@@ -130,7 +124,7 @@ class Task:
     metric: str = "accuracy"
     measuring: Measuring = Measuring()
     grids: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] | Callable[[], Mapping[str, str]] = field(default_factory=dict)
 
     def grid(self, method: Method) -> tuple[float, ...]:
         """The values of the method's hyperparameter that are tried on this task."""
@@ -147,110 +141,14 @@ class Task:
         Raises:
             DataError: No data root is named, or a file is not there; the message says where it is to be had.
         """
-        if not self.files:
+        files = self.files() if callable(self.files) else self.files
+        if not files:
             return
         from flatmin.errors import DataError
         from flatmin_lab.data.root import data_root, file_of
 
-        for name, source in self.files.items():
+        for name, source in files.items():
             try:
                 file_of(data_root(None), name)
             except DataError as error:
                 raise DataError(f"The task {self.name} needs {name}, {source}. Here, {error}") from error
-
-
-def task(name: str) -> Task:
-    """Look up a task by its name.
-
-    Args:
-        name: One of `TASKS`.
-
-    Returns:
-        The task.
-
-    Raises:
-        ArgumentError: No task has this name; the message lists those there are and the nearest one.
-    """
-    from flatmin.checks import choice
-
-    return TASKS[choice("task", name, TASKS)]
-
-
-def _digits_clean(seed: int) -> Splits:
-    from flatmin_lab.data.digits import digits_clean
-
-    return digits_clean(seed)
-
-
-def _digits_noisy(seed: int) -> Splits:
-    from flatmin_lab.data.digits import digits_noisy
-
-    return digits_noisy(seed)
-
-
-def _mlp() -> nn.Module:
-    from flatmin_lab.models.mlp import mlp
-
-    return mlp()
-
-
-def _small_mlp() -> nn.Module:
-    from flatmin_lab.models.mlp import mlp
-
-    return mlp((64, 32, 10))
-
-
-def _cifar(seed: int) -> Splits:
-    from flatmin_lab.data.cifar import drawn_splits
-
-    return drawn_splits(seed)
-
-
-def _resnet20() -> nn.Module:
-    from flatmin_lab.data.root import data_root, file_of
-    from flatmin_lab.models.loading import load_subject
-
-    return load_subject(file_of(data_root(None), _RESNET20), kind="resnet20").model.train()
-
-
-_DIGITS = Setting(learning_rate=0.02, momentum=0.9, batch_size=25)
-_RESNET20 = "resnet20_cifar10.safetensors"
-
-# Those of the NSO paper and of its authors' scripts, made as long as the others' where they are shorter.
-_PUBLISHED_SIGMAS, _PUBLISHED_RHOS = (0.008, 0.01, 0.012, 0.014), (0.01, 0.02, 0.05, 0.1)
-_FINE_TUNING = Task(
-    "cifar10-jpeg75-resnet20",
-    "ResNet-20 trained on CIFAR-10, fine-tuned on 2,000 of its images after JPEG; under the data root",
-    _cifar,
-    _resnet20,
-    Setting(learning_rate=0.01, momentum=0.9, batch_size=32, weight_decay=1e-4),
-    kind="resnet20",
-    measuring=Measuring(points=5, batch_size=64, examples=256, authors_layers="conv", surface=False),
-    grids={"sigma": _PUBLISHED_SIGMAS, "rho": _PUBLISHED_RHOS, "asam": (0.2, 0.5, 1.0, 2.0)},
-    files={
-        "cifar10_jpeg75.npz": "CIFAR-10 (www.cs.toronto.edu/~kriz/cifar.html) as JPEG of quality 75, in the layout of "
-        "flatmin_lab.data.cifar",
-        _RESNET20: "a ResNet-20 for 32 x 32 pixels trained on CIFAR-10, its weights called as in "
-        "flatmin_lab.models.resnet_cifar",
-    },
-)
-
-TASKS: dict[str, Task] = {
-    t.name: t
-    for t in (
-        Task("digits-clean", "200 scanned digits", _digits_clean, _mlp, _DIGITS),
-        Task("digits-noisy", "300 scanned digits, 30 % with a random label", _digits_noisy, _mlp, _DIGITS),
-        Task(
-            "digits-tiny",
-            "200 scanned digits, a network of one hidden layer, in seconds",
-            _digits_clean,
-            _small_mlp,
-            _DIGITS,
-            measuring=Measuring(points=4, authors_layers="linear", surface=False),
-        ),
-        _FINE_TUNING,
-    )
-}
-
-MAIN = ("digits-clean", "digits-noisy")
-"""Those that are compared on if nothing else is said."""
