@@ -11,24 +11,33 @@ from pathlib import Path
 
 from flatmin.checks import whole
 from flatmin.errors import ArgumentError
+from flatmin_lab.clusters.options import Cluster, SlurmOptions
 from flatmin_lab.methods import method
 from flatmin_lab.plan import Planned, final_specs, first_round, is_drawn, rounds, select, tuning_specs
 from flatmin_lab.run import usable_device
 from flatmin_lab.spec import Comparison, Study
 from flatmin_lab.store import Store
-from flatmin_lab.sweep import Event, Finished, Workers
+from flatmin_lab.sweep import Event, Finished, pool_of
 from flatmin_lab.tasks import task
 
 
 def compare(
-    asked: Study, store: Store, *, workers: int, watch: Callable[[Event | Planned], None] = lambda _: None
+    asked: Study,
+    store: Store,
+    *,
+    workers: int | None,
+    cluster: Cluster = "local",
+    slurm: SlurmOptions | None = None,
+    watch: Callable[[Event | Planned], None] = lambda _: None,
 ) -> Comparison:
     """Run what is not yet stored, and put the comparison together.
 
     Args:
         asked: What to run; see `check`.
         store: An entered run folder.
-        workers: Number of processes; the numbers do not depend on it.
+        workers: Runs at a time, None for as many as the cluster suggests; the numbers do not depend on it.
+        cluster: Where they are made.
+        slurm: What each run asks of Slurm.
         watch: Told about everything that happens.
 
     Returns:
@@ -38,9 +47,9 @@ def compare(
         LabError: A run failed for good, or no value of a grid gave a finite loss.
         StoreError: The folder holds something else or cannot be written.
     """
-    check(asked, workers)
+    check(asked, workers, cluster)
     store.begin(asked)
-    with Workers(workers) as pool:
+    with pool_of(cluster, workers, store.folder, slurm) as pool:
         for jobs, planned in rounds(asked, store):
             watch(planned)
             for event in pool.run(jobs):
@@ -50,12 +59,13 @@ def compare(
     return assemble(asked, store)
 
 
-def check(asked: Study, workers: int) -> None:
+def check(asked: Study, workers: int | None, cluster: Cluster = "local") -> None:
     """Raise the first reason why ``asked`` cannot be run, before anything is written.
 
     Args:
         asked: What to compare.
-        workers: Number of processes.
+        workers: Runs at a time; None for as many as the cluster suggests.
+        cluster: Where they are made; the device must be on this machine only if they are made here.
 
     Raises:
         ArgumentError: A name is unknown, a list empty, a number too small, the budget not shared evenly by the
@@ -77,8 +87,10 @@ def check(asked: Study, workers: int) -> None:
                 f"budget is {budget}, but these methods spend up to {cost} gradient evaluations a step, and all must "
                 f"come to the same number. Take a multiple of {cost}, such as {budget + cost - over}."
             )
-    whole("workers", workers, minimum=1, hint="It is the number of processes; 1 uses no other than this one.")
-    usable_device(asked.device)
+    if workers is not None:
+        whole("workers", workers, minimum=1, hint="It is the number of processes; 1 uses no other than this one.")
+    if cluster == "local":
+        usable_device(asked.device)
     for name in asked.tasks:
         task(name).require()
 

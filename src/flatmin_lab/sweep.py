@@ -7,16 +7,13 @@ thread. Workers only compute; whoever reads the stream stores results.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from flatmin.checks import whole
 from flatmin_lab.clusters.local import Workers, num_cores
+from flatmin_lab.clusters.options import Cluster, SlurmOptions
 from flatmin_lab.clusters.pool import Event, Finished, Lost, Pool, Progressed, Started
 from flatmin_lab.clusters.ray import RayPool
-from flatmin_lab.clusters.slurm import SlurmOptions, SlurmPool
-
-Cluster = Literal["local", "ray", "slurm"]
-"""Where jobs are done: on this machine, on a Ray cluster, or by Slurm."""
+from flatmin_lab.clusters.slurm import SlurmPool
 
 
 def pool_of(cluster: Cluster, workers: int | None, folder: Path, slurm: SlurmOptions | None = None) -> Pool:
@@ -50,13 +47,11 @@ def pool_of(cluster: Cluster, workers: int | None, folder: Path, slurm: SlurmOpt
 
 
 __all__ = [
-    "Cluster",
     "Event",
     "Finished",
     "Lost",
     "Pool",
     "Progressed",
-    "SlurmOptions",
     "Started",
     "Workers",
     "num_cores",

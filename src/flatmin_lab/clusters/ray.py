@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -74,6 +76,7 @@ class RayPool(Pool):
         self._left.enter_context(contextlib.redirect_stdout(sys.stderr))
         try:
             if not self._ray.is_initialized():
+                self._left.callback(_restored(signal.SIGTERM))
                 self._connect(os.environ.get(ADDRESS))
                 self._left.callback(self._ray.shutdown)
         except BaseException:
@@ -146,3 +149,11 @@ class RayPool(Pool):
             with contextlib.suppress(self._ray.exceptions.RayError):
                 self._ray.cancel(stream, force=True)
         self._busy = {}
+
+
+def _restored(number: signal.Signals) -> Callable[[], object]:
+    """What puts back the handler of a signal, which Ray replaces for good."""
+    former = signal.getsignal(number)
+    if former is None or threading.current_thread() is not threading.main_thread():
+        return lambda: None
+    return lambda: signal.signal(number, former)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flatmin_lab.clusters.options import SlurmOptions
 from flatmin_lab.clusters.pool import Event, Finished, Lost, Pool, told
 from flatmin_lab.clusters.work import Parcel, unpacked
 from flatmin_lab.data.root import required
@@ -28,25 +29,6 @@ if TYPE_CHECKING:
 COUNT = 16
 """How many jobs are with Slurm at a time, unless told otherwise."""
 
-_COURSE = "course.jsonl"
-
-
-@dataclass(frozen=True)
-class SlurmOptions:
-    """What each run asks of Slurm.
-
-    Attributes:
-        partition: Where to run; Slurm's default if not given.
-        account: Whom to charge; Slurm's default if not given.
-        minutes: Time for one run, curvature and surface included.
-        memory: Memory for one run in GB.
-    """
-
-    partition: str | None = None
-    account: str | None = None
-    minutes: int = 60
-    memory: float = 4.0
-
 
 class SlurmPool(Pool):
     """Jobs that wait and run in Slurm's queue.
@@ -58,6 +40,7 @@ class SlurmPool(Pool):
         options: What each run asks for.
         executor: ``slurm``, or ``local`` for processes on this machine, as submitit calls them.
         pause: Seconds between two looks at the folder.
+        patience: Seconds that a shared disk may take to show a result after the end of its job.
 
     Raises:
         MissingPackageError: submitit is not installed.
@@ -75,16 +58,17 @@ class SlurmPool(Pool):
         *,
         executor: str = "slurm",
         pause: float = 2.0,
+        patience: float = 15.0,
     ) -> None:
         super().__init__(count or COUNT)
-        self._options, self._pause = options or SlurmOptions(), pause
+        self._options, self._pause, self._patience = options or SlurmOptions(), pause, patience
         submitit = required("submitit", "submitit", "does the jobs with --cluster slurm", "flatmin[cluster]")
         if executor == "slurm" and shutil.which("sbatch") is None:
             raise WorkerError(
                 "Slurm cannot be reached: there is no sbatch on this machine. Run the command on a login node of the "
                 "cluster, or without --cluster slurm."
             )
-        self._executor: Any = submitit.AutoExecutor(folder / "%j", cluster=executor)
+        self._executor: Any = submitit.AutoExecutor(folder, cluster=executor)
         self._busy: dict[str, _Submitted] = {}
 
     def _begin(self, jobs: Sequence[Job]) -> Iterable[Event]:
@@ -97,7 +81,7 @@ class SlurmPool(Pool):
             with self._executor.batch():  # one array of jobs: a single call of Slurm
                 sent = [self._executor.submit(work, Parcel.of(job)) for job in group]
             for handle, job in zip(sent, group, strict=True):
-                self._busy[handle.job_id] = _Submitted(handle, job)
+                self._busy[handle.job_id] = _Submitted(handle, job, self._patience)
         return ()
 
     def _parameters(self, *, gpus: int) -> dict[str, Any]:
@@ -130,13 +114,21 @@ class SlurmPool(Pool):
 
 
 class _Submitted:
-    """A job that is with Slurm, and how much of what it told has been read."""
+    """A job that is with Slurm, and how much of what it told has been read.
 
-    def __init__(self, handle: Any, job: Job) -> None:
+    Args:
+        handle: As submitit has it.
+        job: The job.
+        patience: Seconds that a shared disk may take to show a result after the end.
+    """
+
+    def __init__(self, handle: Any, job: Job, patience: float) -> None:
         self.handle = handle
         self.job = job
+        self._patience = patience
         self._begun = False
         self._read = 0
+        self._ended: float | None = None
 
     def events(self) -> Iterator[Event]:
         """What has happened since the last call."""
@@ -145,12 +137,18 @@ class _Submitted:
             if said is not None or not self._begun:  # Slurm may have begun it once more
                 self._begun = True
                 yield told(self.job, said)
-        if done:
-            yield self._last()
+        if not done:
+            return
+        if self.handle.paths.result_pickle.exists():
+            yield self._result()
+            return
+        self._ended = self._ended or time.monotonic()
+        if time.monotonic() - self._ended >= self._patience:
+            yield self._lost()
 
     def _told(self) -> list[Point | None]:
         try:
-            with (self.handle.paths.folder / _COURSE).open("rb") as file:
+            with _course(self.handle.paths).open("rb") as file:
                 file.seek(self._read)
                 content = file.read()
         except FileNotFoundError:
@@ -159,23 +157,30 @@ class _Submitted:
         self._read += len(whole) + bool(whole)
         return [Point.model_validate_json(line) if line != b"null" else None for line in whole.splitlines()]
 
-    def _last(self) -> Event:
+    def _result(self) -> Event:
         error = self.handle.exception()
-        if error is None:
-            event = told(self.job, self.handle.result())
-            shutil.rmtree(self.handle.paths.folder, ignore_errors=True)
-            return event
-        logs = f"Its logs are in {self.handle.paths.folder}."
-        if self.handle.paths.result_pickle.exists():
+        if error is not None:
             raise LabError(f"{self.job.spec.name} failed in a worker:\n{error}")
+        event = told(self.job, self.handle.result())
+        for file in self.handle.paths.folder.glob(f"{self.handle.job_id}_*"):
+            file.unlink(missing_ok=True)
+        return event
+
+    def _lost(self) -> Event:
         state = str(self.handle.state)
         message = f"Slurm job {self.handle.job_id} ended without a result ({state}) while it ran {self.job.spec.name}."
+        logs = f"See {self.handle.paths.stderr}."
         if state.startswith("TIMEOUT"):
             raise WorkerError(f"{message} Give it more time: --slurm.minutes. {logs}")
         if state.startswith("OUT_OF_ME"):
             raise WorkerError(f"{message} Give it more memory: --slurm.memory. {logs}")
         self.handle.cancel(check=False)  # Slurm may be set to begin it again by itself
         return Lost(self.job, f"{message} {logs}")
+
+
+def _course(paths: Any) -> Path:
+    """The file in which a job, known by its paths, tells where it is."""
+    return paths.folder / f"{paths.job_id}_course.jsonl"
 
 
 @dataclass(frozen=True)
@@ -192,9 +197,8 @@ class _Work:
         import submitit
         from submitit.core.utils import UncompletedJobError
 
-        path = submitit.JobEnvironment().paths.folder / _COURSE
         try:
-            with path.open("a", buffering=1) as course:  # whole lines at a time
+            with _course(submitit.JobEnvironment().paths).open("a", buffering=1) as course:  # whole lines at a time
                 course.write("null\n")
                 points = unpacked(parcel)
                 while True:

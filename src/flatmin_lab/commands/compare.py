@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +10,7 @@ import tyro
 
 from flatmin_lab import methods as ways
 from flatmin_lab import tasks as places
+from flatmin_lab.clusters.options import Cluster, SlurmOptions
 from flatmin_lab.methods import METHODS
 from flatmin_lab.tasks import TASKS
 
@@ -31,7 +32,10 @@ class Compare:
         seeds: Paired seeds. With fewer than six the exact test cannot reach p = 0.05.
         budget: Gradient evaluations of each run, the same for every method.
         out: The run folder: new, empty, or one to continue.
-        workers: Processes; one for each core if not given. The numbers do not depend on it.
+        workers: Runs at a time; one for each core of this machine or of the Ray cluster if not given, 16 with Slurm.
+            The numbers do not depend on it.
+        cluster: Where to run: on this machine, on the Ray cluster that RAY_ADDRESS names or one started here, by Slurm.
+        slurm: What each run asks of Slurm.
         device: Where to train, as torch names it: cpu, cuda, cuda:1, mps.
         json: Print the result as JSON, and nothing else, on standard output.
     """
@@ -42,6 +46,8 @@ class Compare:
     budget: int = 1200
     out: Path = DEFAULT_FOLDER
     workers: int | None = None
+    cluster: Cluster = "local"
+    slurm: SlurmOptions = field(default_factory=SlurmOptions)
     device: str = "cpu"
     json: bool = False
 
@@ -54,7 +60,6 @@ class Compare:
         from flatmin_lab.progress import Display
         from flatmin_lab.spec import Study
         from flatmin_lab.store import Store
-        from flatmin_lab.sweep import num_cores
 
         asked = Study.crossed(
             tasks=tuple(dict.fromkeys(self.tasks)),
@@ -63,10 +68,11 @@ class Compare:
             budget=self.budget,
             device=self.device,
         )
-        workers = num_cores() if self.workers is None else self.workers
-        check(asked, workers)
+        check(asked, self.workers, self.cluster)
         display = Display(Console(stderr=True))
         with Store(self.out, display.note) as store:
             with display:
-                comparison = compare(asked, store, workers=workers, watch=display)
+                comparison = compare(
+                    asked, store, workers=self.workers, cluster=self.cluster, slurm=self.slurm, watch=display
+                )
             present(comparison, store, as_json=self.json)
