@@ -6,14 +6,15 @@ weights with their numbers. Whoever drives it, in this process or in a worker, d
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from flatmin.errors import ArgumentError
 from flatmin_lab.seeds import derive
 from flatmin_lab.tasks import task
+from flatmin_lab.train.checkpoint import Checkpoints, restore
 from flatmin_lab.training import Trained, Training
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from flatmin_lab.spec import Point, RunSpec
 
 
-def train(spec: RunSpec) -> Generator[Point, None, Trained]:
+def train(
+    spec: RunSpec, *, state: Mapping[str, Any] | None = None, checkpoints: Checkpoints | None = None
+) -> Generator[Point, None, Trained]:
     """Train as ``spec`` says. One specification gives the same numbers bit for bit on one thread of one machine.
 
     Initial weights, splits and the order of batches depend on the seed alone, so that runs of different methods
@@ -30,9 +33,11 @@ def train(spec: RunSpec) -> Generator[Point, None, Trained]:
 
     Args:
         spec: What to train.
+        state: A checkpoint of this run to go on from.
+        checkpoints: Where checkpoints are kept; nowhere if not given.
 
     Yields:
-        About as many points of the history as the task wants.
+        About as many points of the history as the task wants; those up to ``state`` are not told again.
 
     Returns:
         The numbers and the weights.
@@ -44,8 +49,10 @@ def train(spec: RunSpec) -> Generator[Point, None, Trained]:
     device = usable_device(spec.device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         training = Training(spec, device, network(spec))
-        history = yield from training.steps()
-        return training.finish(history)
+        if state is not None:
+            restore(training, state)
+        yield from training.steps(checkpoints or Checkpoints())
+        return training.finish()
 
 
 def network(spec: RunSpec, weights: dict[str, Tensor] | None = None) -> nn.Module:

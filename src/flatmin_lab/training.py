@@ -20,6 +20,7 @@ from flatmin_lab.seeds import derive, generator
 from flatmin_lab.sharpness import trace_and_gap
 from flatmin_lab.spec import Point, RunResult, RunSpec
 from flatmin_lab.tasks import Task, task
+from flatmin_lab.train.checkpoint import Checkpoints, state_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,7 +40,7 @@ class Training:
     """The state of one run while it trains."""
 
     def __init__(self, spec: RunSpec, device: torch.device, model: nn.Module) -> None:
-        self.spec = spec
+        self.spec, self.device = spec, device
         self.task: Task = task(spec.task)
         self.method: Method = method(spec.method)
         self.setting = self.task.setting.changed(spec.changes)
@@ -59,22 +60,26 @@ class Training:
         self.attachment = self.method.attach(given) if self.method.attach else None
         self.loss = self.method.loss(self.task.loss, spec.value)
         self.penalty = _penalty(model, self.setting.distance_penalty)
-        self.augment = _augmentation(self.setting.augmentation, generator(spec.seed, "augmentation"))
+        self.augmenting = generator(spec.seed, "augmentation")
+        self.augment = _augmentation(self.setting.augmentation, self.augmenting)
         self.schedule = CosineAnnealingLR(self.optimizer, T_max=self.num_steps)
-        self.batches = _batches(self.splits.train, self.setting.batch_size, generator(spec.seed, "batch order"))
-        self.evaluations = 0
+        self.order = _order(len(self.splits.train), self.setting.batch_size, generator(spec.seed, "batch order"))
+        self.batches = _batches(self.splits.train, self.order)
+        self.history: list[Point] = []
+        self.steps_made = self.evaluations = 0
         self.seconds = 0.0
 
-    def steps(self) -> Generator[Point, None, list[Point]]:
-        """Train; yield points of the history as they come, and return them all."""
-        history: list[Point] = []
+    def steps(self, checkpoints: Checkpoints) -> Generator[Point, None, None]:
+        """Train to the end; yield points of the history as they come."""
         between = math.ceil(self.num_steps / self.task.measuring.points)
-        for step in range(1, self.num_steps + 1):
+        while self.steps_made < self.num_steps:
             self._step()
-            if step % between == 0 or step == self.num_steps:
-                history.append(self._point())
-                yield history[-1]
-        return history
+            self.steps_made += 1
+            if self.steps_made % between == 0 or self.steps_made == self.num_steps:
+                self.history.append(self._point())
+                yield self.history[-1]
+            if checkpoints.is_due():
+                checkpoints.save(state_of(self))
 
     def _step(self) -> None:
         batch = self.augment(next(self.batches))
@@ -138,7 +143,7 @@ class Training:
         found = trace_and_gap(self.model, self.task, on, sigma=sigma, seed=self.spec.seed)
         return {"test_loss": test_loss, "test_accuracy": test_accuracy, **found}
 
-    def finish(self, history: list[Point]) -> Trained:
+    def finish(self) -> Trained:
         """The numbers and the weights, once all steps are made."""
         declared = self.num_steps * self.method.evaluations_per_step
         if self.evaluations != declared:
@@ -149,7 +154,7 @@ class Training:
             )
         if self.attachment is not None:
             self.attachment.remove()
-        last = history[-1]
+        last = self.history[-1]
         test_loss, test_accuracy = self._score(self.splits.test)
         result = RunResult(
             spec=self.spec,
@@ -162,7 +167,7 @@ class Training:
             seconds=self.seconds,
             gradient_evaluations=self.evaluations,
             splits=self.splits.digest,
-            history=tuple(history),
+            history=tuple(self.history),
         )
         weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
         return Trained(result, weights)
@@ -189,11 +194,15 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def _batches(split: Split, size: int, source: torch.Generator) -> Iterator[Split]:
-    """Epoch after epoch in an order that ``source`` alone decides."""
+def _order(count: int, size: int, source: torch.Generator) -> Iterator[Tensor]:
+    """The examples of each batch, epoch after epoch, in an order that ``source`` alone decides."""
     while True:
-        for chosen in torch.randperm(len(split), generator=source).split(size):
-            yield split[chosen.to(split.targets.device)]
+        yield from torch.randperm(count, generator=source).split(size)
+
+
+def _batches(split: Split, order: Iterator[Tensor]) -> Iterator[Split]:
+    for chosen in order:
+        yield split[chosen.to(split.targets.device)]
 
 
 def _penalty(model: nn.Module, strength: float) -> DistancePenalty | None:

@@ -1,21 +1,30 @@
 """One run: its configuration from file and flags, its folder, and what is said of what cannot work."""
 
 import dataclasses
+import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from flatmin.errors import ArgumentError
 from flatmin_lab import cli, run
 from flatmin_lab.commands.train import MethodFlags, Train
+from flatmin_lab.data.splits import Split, Splits
 from flatmin_lab.errors import LockedError, StoreError
 from flatmin_lab.lock import FolderLock
+from flatmin_lab.methods import METHODS
 from flatmin_lab.spec import Changes, RunResult, RunSpec
 from flatmin_lab.tasks import TASKS
+from flatmin_lab.train.checkpoint import Checkpoints, KeptCheckpoints
 from flatmin_lab.train.config import MethodConfig, TrainConfig, read_config
 from flatmin_lab.train.folder import RunFolder, read_metrics
-from small_runs import driven, run_spec
+from small_runs import ENVIRONMENT, VALUES, driven, run_spec
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "digits.toml"
 FILE = """
@@ -250,3 +259,157 @@ def test_a_run_that_diverges_is_kept_printed_and_ends_with_its_message(file, tmp
         status, output, errors = flatmin(capsys, file, "--budget", "100", "--out", tmp_path / "out", "--json")
         assert (status, json.loads(output)["status"]) == (2, "diverged")
         assert "learning rate 1e+06 is too large" in errors
+
+
+# --- going on ---
+
+KILLED = ("sgd", "nso", "sam", "bsam", "nso-halves")
+
+# Each run is a process of its own, which is killed when a few points of its history are there.
+KILLER = """
+import os, signal, sys, time
+from pathlib import Path
+from flatmin_lab import cli
+# What is imported and read on the way is so once, for all children.
+cli.main(["train", *sys.argv[2].split()[1:], "--out", sys.argv[1] + "/first"])
+for line in sys.argv[2:]:
+    name, *words = line.split()
+    out = Path(sys.argv[1]) / name
+    child = os.fork()
+    if child == 0:
+        cli.main(["train", *words, "--out", str(out)])
+        os._exit(0)
+    metrics, end = out / "metrics.jsonl", time.monotonic() + 30
+    while not (out / "checkpoint.pt").exists() or metrics.read_text().count("\\n") < 5:
+        assert time.monotonic() < end
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+"""
+
+
+def command(name, budget):
+    knob = METHODS[name].hyperparameter
+    value = f"--method.{knob} {VALUES[name]}" if knob else ""
+    return (
+        f"--task digits-clean --method.name {name} {value} --budget {budget} --checkpoint-seconds 0.03 --measure False"
+    )
+
+
+def assert_as_uninterrupted(folder, spec):
+    expected = driven(run.train(spec))[1]
+    found = load_file(folder / "weights.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.weights.items())
+    result = RunResult.model_validate_json((folder / "result.json").read_bytes())
+    assert result.model_dump(exclude={"seconds"}) == expected.result.model_dump(exclude={"seconds"})
+    assert read_metrics(folder) == list(expected.result.history)
+    assert not (folder / "checkpoint.pt").exists()
+
+
+def test_killed_runs_go_on_and_end_bit_for_bit_as_uninterrupted_ones(tmp_path, capsys, monkeypatch):
+    lines = [f"{name} {command(name, 80)}" for name in KILLED]
+    words = [sys.executable, "-W", "ignore", "-c", KILLER, str(tmp_path), *lines]
+    subprocess.run(words, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"}, check=True, timeout=120)
+    begun = []
+    monkeypatch.setattr(
+        "flatmin_lab.train.progress.RunBar.begin", lambda _, spec, evaluations: begun.append(evaluations)
+    )
+    for name in KILLED:
+        assert not (tmp_path / name / "result.json").exists()
+        assert (tmp_path / name / "checkpoint.pt").exists()
+        status, _, errors = flatmin(capsys, *command(name, 80).split(), "--out", tmp_path / name)
+        assert status == 0, errors
+        assert_as_uninterrupted(tmp_path / name, run_spec(name, budget=80))
+    assert len(begun) == len(KILLED)
+    assert all(0 < evaluations < 80 for evaluations in begun)
+
+
+class Captured(Checkpoints):
+    """Keeps the state after some step, as a file holds it."""
+
+    def __init__(self, step):
+        self.step, self.content = step, None
+
+    def is_due(self):
+        self.step -= 1
+        return self.step == 0
+
+    def save(self, state):
+        self.content = io.BytesIO()
+        torch.save(state, self.content)
+
+    def load(self):
+        self.content.seek(0)
+        return torch.load(self.content, weights_only=True)
+
+
+def assert_goes_on(spec, step):
+    captured = Captured(step)
+    whole = driven(run.train(spec, checkpoints=captured))[1]
+    points, rest = driven(run.train(spec, state=captured.load()))
+    assert all(torch.equal(rest.weights[name], tensor) for name, tensor in whole.weights.items())
+    assert rest.result.model_dump(exclude={"seconds"}) == whole.result.model_dump(exclude={"seconds"})
+    assert len(points) < len(whole.result.history)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_goes_on_bit_for_bit(name):
+    """The checkpoint lies in the middle of the second epoch of eight batches."""
+    steps = 20
+    assert_goes_on(run_spec(name, budget=steps * METHODS[name].evaluations_per_step), step=11)
+
+
+@pytest.fixture
+def images(monkeypatch):
+    """Digits as images before a network with dropout and running statistics."""
+
+    def load(seed):
+        splits = TASKS["digits-tiny"].load(seed)
+        return Splits(*(Split(s.inputs.view(-1, 1, 8, 8), s.targets) for s in vars(splits).values()))
+
+    def network():
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.3), nn.Linear(144, 10))
+
+    changed = dataclasses.replace(TASKS["digits-tiny"], name="images", load=load, network=network)
+    monkeypatch.setitem(TASKS, "images", changed)
+
+
+@pytest.mark.usefixtures("images")
+@pytest.mark.parametrize("name", ["sgd", "nso", "sam"])
+def test_augmentation_dropout_buffers_and_penalty_go_on_bit_for_bit(name):
+    changes = Changes(augmentation="flip-crop", distance_penalty=0.3, weight_decay=0.01)
+    assert_goes_on(run_spec(name, task="images", changes=changes, budget=24), step=7)
+
+
+def test_checkpoints_are_made_as_often_as_asked(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    kept = KeptCheckpoints(tmp_path, seconds=30)
+    assert not kept.is_due()
+    now[0] += 30
+    assert kept.is_due()
+    kept.save({"steps": 3})
+    assert not kept.is_due()
+    assert kept.load() == {"steps": 3}
+    kept.clear()
+    assert kept.load() is None
+    kept.clear()
+
+
+def test_a_checkpoint_that_cannot_be_read_is_told_and_training_begins_again(file, tmp_path, capsys):
+    out = tmp_path / "out"
+    flatmin(capsys, file, "--out", out)
+    (out / "result.json").unlink()
+    (out / "checkpoint.pt").write_bytes(b"half")
+    status, _, errors = flatmin(capsys, file, "--out", out, "--measure", "False")
+    assert status == 0
+    assert "checkpoint.pt is made again: it cannot be read." in " ".join(errors.split())
+    assert_as_uninterrupted(out, run_spec("nso", task="digits-tiny"))
+
+
+def test_a_checkpoint_of_other_code_is_not_gone_on_from(tmp_path, monkeypatch):
+    kept = KeptCheckpoints(tmp_path, seconds=0)
+    kept.save({})
+    monkeypatch.setattr("flatmin_lab.train.checkpoint.code_digest", lambda: "other")
+    with pytest.raises(StoreError, match=r"checkpoint\.pt was made by other code.*delete the file to begin again"):
+        kept.load()

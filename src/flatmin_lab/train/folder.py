@@ -23,10 +23,11 @@ from flatmin_lab.errors import StoreError
 from flatmin_lab.files import explained
 from flatmin_lab.spec import Point, RunSpec
 from flatmin_lab.store import Store
+from flatmin_lab.train.checkpoint import CHECKPOINT
 from flatmin_lab.train.config import TrainConfig, read_config
 
-CONFIG, METRICS, CHECKPOINT = "config.toml", "metrics.jsonl", "checkpoint"
-_PROGRESS = ("result.json", f"{CHECKPOINT}.pt")
+CONFIG, METRICS = "config.toml", "metrics.jsonl"
+_PROGRESS = ("result.json", CHECKPOINT)
 
 
 class RunFolder(Store):

@@ -13,6 +13,7 @@ from flatmin_lab.errors import DivergedError
 from flatmin_lab.job import Job, Outcome, execute
 from flatmin_lab.run import train
 from flatmin_lab.spec import Point, RunResult, RunSpec
+from flatmin_lab.train.checkpoint import KeptCheckpoints, history_in
 from flatmin_lab.train.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -37,19 +38,21 @@ def run_single(config: TrainConfig, folder: Path, bar: RunBar) -> RunResult:
     config.check()
     with RunFolder(folder, bar.note) as store:
         store.claim(config)
+        checkpoints = KeptCheckpoints(folder, config.checkpoint_seconds, bar.note)
         result = store.result(config.spec)
         if result is None:
-            result = _trained(config.spec, store, bar)
+            result = _trained(config.spec, store, checkpoints, bar)
+        checkpoints.clear()
         if config.measure and result.status == "finished" and result.trace is None:
             result = _measured(result, store, bar)
         return result
 
 
-def _trained(spec: RunSpec, store: RunFolder, bar: RunBar) -> RunResult:
-    here = environment()
-    store.start((), here)
-    bar.begin(spec, 0)
-    course = train(spec)
+def _trained(spec: RunSpec, store: RunFolder, checkpoints: KeptCheckpoints, bar: RunBar) -> RunResult:
+    here, state = environment(), checkpoints.load()
+    store.start(() if state is None else history_in(state), here)
+    bar.begin(spec, 0 if state is None else state["evaluations"])
+    course = train(spec, state=state, checkpoints=checkpoints)
     try:
         while True:
             point = next(course)
