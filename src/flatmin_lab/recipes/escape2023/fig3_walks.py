@@ -15,7 +15,6 @@ from torch.nn import functional
 import flatmin as fm
 from flatmin.errors import NonFiniteError
 from flatmin_lab.data.splits import Split, Splits, outputs
-from flatmin_lab.recipes.escape2023.adversarial import accuracy
 from flatmin_lab.seeds import derive, generator
 from flatmin_lab.spec import Value
 
@@ -115,14 +114,6 @@ class Observer:
 
     _AT_ONCE = 250
 
-    @torch.no_grad()
-    def _train_loss(self, model: nn.Module) -> float:
-        sums = (
-            functional.cross_entropy(outputs(model, piece.inputs), piece.targets, reduction="sum")
-            for piece in self.splits.train.pieces(self._AT_ONCE)
-        )
-        return float(sum(sums)) / len(self.splits.train)
-
     def look(self, model: nn.Module, step: int = 0, gradients: int = 0, *, trace: bool = True) -> Look:
         """Look at a network.
 
@@ -138,15 +129,23 @@ class Observer:
             H = fm.Hessian(model, functional.cross_entropy, batches)
             estimate = fm.trace(H, num_matvecs=self.num_matvecs, seed=self.seed)
             found = {"trace": float(estimate.value), "trace_stderr": float(estimate.stderr)}
+        train_loss, train_accuracy = self._score(model, self.splits.train)
         return Look(
             step=step,
             gradients=gradients,
-            train_loss=self._train_loss(model),
-            train_accuracy=accuracy(model, self.splits.train),
-            validation_accuracy=accuracy(model, self.splits.validation),
-            test_accuracy=accuracy(model, self.splits.test),
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            validation_accuracy=self._score(model, self.splits.validation)[1],
+            test_accuracy=self._score(model, self.splits.test)[1],
             **found,
         )
+
+    @torch.no_grad()
+    def _score(self, model: nn.Module, split: Split) -> tuple[float, float]:
+        """Mean loss and accuracy of a network without running statistics."""
+        logits = torch.cat([outputs(model, piece.inputs) for piece in split.pieces(self._AT_ONCE)])
+        hits = (logits.argmax(1) == split.targets).float().mean()
+        return float(functional.cross_entropy(logits, split.targets)), float(hits)
 
 
 def look_steps(num_steps: int, looks: int) -> list[int]:
