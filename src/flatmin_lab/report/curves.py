@@ -9,8 +9,8 @@ import matplotlib as mpl
 import numpy as np
 
 from flatmin_lab.report import text
-from flatmin_lab.report.figures import identifiers, is_wide
-from flatmin_lab.report.svg import RC, panel
+from flatmin_lab.report.figures import identifiers, is_wide, looks
+from flatmin_lab.report.svg import RC, legend_above, panel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,10 +52,11 @@ def curves_figure(rows: Sequence[MethodSummary], field: str, styles: Styles, *, 
     drawn = False
     with mpl.rc_context(RC):
         figure, axes = panel(height=3.5)
-        for label, name, row in zip(text.labels(rows), identifiers(rows), rows, strict=True):
+        named = zip(text.labels(rows), identifiers(rows), looks(rows, styles), rows, strict=True)
+        for label, name, style, row in named:
             runs = [r for r in row.results if np.isfinite(_series(r, field)[1]).any()]
             if runs:
-                _draw(axes, runs, field, replace(styles[row.method], label=label), name, seconds=seconds)
+                _draw(axes, runs, field, replace(style, label=label), name, seconds=seconds)
                 drawn = True
         if not drawn:
             return None
@@ -119,4 +120,4 @@ def _finish(figure: Figure, axes: Axes, field: str, compute: str) -> None:
     axes.set_ylabel(CURVES[field])
     axes.set_xlim(left=0)
     axes.grid(axis="y")
-    figure.legend(loc="outside upper left", ncols=4, borderaxespad=0.2, columnspacing=1.4)
+    legend_above(figure, [str(line.get_label()) for line in axes.lines if not str(line.get_label()).startswith("_")])

@@ -10,7 +10,7 @@ from flatmin_lab.report.captions import ALTS, CAPTIONS
 from flatmin_lab.report.curves import curves_figure
 from flatmin_lab.report.figures import differences_figure, seeds_figure
 from flatmin_lab.report.scatter import trace_figure
-from flatmin_lab.report.sensitivity import METRICS, axis_label, lines, sensitivity_figure
+from flatmin_lab.report.sensitivity import CHANGED, METRICS, axis_label, lines, sensitivity_figure
 from flatmin_lab.report.style import method_styles
 from flatmin_lab.report.summary import REFERENCE
 from flatmin_lab.report.svg import inline_svg
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from flatmin_lab.spec import Comparison
 
 _CHOSEN = "Values of σ, ρ and α were chosen by it, over the tuning seeds; the other seeds have the chosen value alone."
-_NOTES = {"validation_accuracy": _CHOSEN, "test_accuracy": "Nothing was chosen by it."}
+_ANEW = "σ, ρ and α are those chosen in each setting, where there was a choice."
 
 
 def drawn(comparison: Comparison, task: str, rows: Sequence[MethodSummary], prefix: str) -> Iterator[dict[str, Any]]:
@@ -50,7 +50,9 @@ def drawn(comparison: Comparison, task: str, rows: Sequence[MethodSummary], pref
         for metric, how in METRICS.items():
             figure = sensitivity_figure(group, metric, styles)
             if figure is not None:
-                told = {"metric": how.label, "axis": axis_label(axis), "note": _NOTES.get(metric, "")}
+                note = _ANEW if axis in CHANGED else _CHOSEN if metric == "validation_accuracy" else ""
+                label = axis_label(axis) if axis in text.SYMBOLS else axis_label(axis).lower()
+                told = {"metric": how.label, "axis": label, "note": note}
                 yield _figure("sensitivity", f"{axis}-{metric}", figure, prefix, known | told)
 
 

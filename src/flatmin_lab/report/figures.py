@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 
 from flatmin_lab.report import text
-from flatmin_lab.report.style import GRID, MUTED
+from flatmin_lab.report.style import GRID, MUTED, varied
 from flatmin_lab.report.summary import REFERENCE
 from flatmin_lab.report.svg import RC, panel
 
@@ -56,12 +56,12 @@ def seeds_figure(rows: Sequence[MethodSummary], metric: str, styles: Styles) -> 
             plot.logarithmic()
         for seed in sorted({seed for by_seed in values for seed in by_seed}):
             plot.line([by_seed.get(seed, math.nan) for by_seed in values])
-        for i, (row, by_seed, name) in enumerate(zip(rows, values, names, strict=True)):
+        for i, (row, by_seed, name, style) in enumerate(zip(rows, values, names, looks(rows, styles), strict=True)):
             for seed, value in by_seed.items():
-                plot.dot(i, value, styles[row.method], f"seed-{name}-{seed}")
+                plot.dot(i, value, style, f"seed-{name}-{seed}")
             interval = row.quantities[metric].interval
             if interval is not None:
-                plot.mean(i + _SIDE, interval, factor, styles[row.method])
+                plot.mean(i + _SIDE, interval, factor, style)
         plot.name(text.labels(rows), text.METRICS[metric].title)
     return figure
 
@@ -77,8 +77,8 @@ def differences_figure(rows: Sequence[MethodSummary], styles: Styles) -> Figure 
         The figure; None where there is no defined difference.
     """
     compared = [
-        (label, name, row, d)
-        for label, name, row in zip(text.labels(rows), identifiers(rows), rows, strict=True)
+        (label, name, style, d)
+        for label, name, style, row in zip(text.labels(rows), identifiers(rows), looks(rows, styles), rows, strict=True)
         if (d := row.differences.get("test_accuracy")) is not None and d.interval is not None
     ]
     if not compared:
@@ -87,11 +87,11 @@ def differences_figure(rows: Sequence[MethodSummary], styles: Styles) -> Figure 
         figure, axes = panel(height=max(3.3, 1.0 + 0.36 * len(compared)))
         plot = _Plot(axes, upright=False)
         axes.axvline(0.0, color=MUTED.light, linewidth=1.0)
-        for i, (_, name, row, difference) in enumerate(compared):
+        for i, (_, name, style, difference) in enumerate(compared):
             for seed, value in zip(difference.seeds, difference.values, strict=True):
-                plot.dot(i, 100 * value, styles[row.method], f"difference-{name}-{seed}")
+                plot.dot(i, 100 * value, style, f"difference-{name}-{seed}")
             if difference.interval is not None:
-                plot.mean(i - _SIDE, difference.interval, 100.0, styles[row.method])
+                plot.mean(i - _SIDE, difference.interval, 100.0, style)
         plot.name([label for label, *_ in compared], f"Test accuracy − {text.method_label(REFERENCE)} (points)")
     return figure
 
@@ -101,6 +101,12 @@ def identifiers(rows: Sequence[MethodSummary]) -> list[str]:
     methods = [row.method for row in rows]
     earlier = [methods[:i].count(method) for i, method in enumerate(methods)]
     return [f"{method}.{n + 1}" if n else method for method, n in zip(methods, earlier, strict=True)]
+
+
+def looks(rows: Sequence[MethodSummary], styles: Styles) -> list[MethodStyle]:
+    """The look of each row: its method's, with a marker of its own from the second row of a method on."""
+    methods = [row.method for row in rows]
+    return [varied(styles[method], methods[:i].count(method)) for i, method in enumerate(methods)]
 
 
 def is_wide(values: Iterable[float], ratio: float) -> bool:

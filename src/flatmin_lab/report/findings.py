@@ -61,9 +61,9 @@ def headline(findings: list[tuple[str, Verdict]], what: str) -> str:
     words = {
         Verdict.HIGHER: f"Higher {what} than {reference} is shown for {{}}.",
         Verdict.LOWER: f"Lower {what} than {reference} is shown for {{}}.",
-        Verdict.NOT_SHOWN: "No difference is shown for {}.",
-        Verdict.TOO_FEW_SEEDS: "There are not enough seeds to show a difference for {}.",
-        Verdict.UNDEFINED: "The difference is not defined for {}.",
+        Verdict.NOT_SHOWN: f"No difference in {what} is shown for {{}}.",
+        Verdict.TOO_FEW_SEEDS: f"There are not enough seeds to show a difference in {what} for {{}}.",
+        Verdict.UNDEFINED: f"The difference in {what} is not defined for {{}}.",
     }
     sentences = []
     for verdict, sentence in words.items():

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from flatmin_lab.spec import Comparison, RunResult, Selection, Surface
 
 
+_MOST_IN_WORDS = 4  # rows whose differences are written out at once; the tables have them all
+
+
 def write_report(comparison: Comparison, path: Path) -> None:
     """Write the report as one self-contained file that asks nothing of any other place.
 
@@ -85,6 +88,7 @@ def _task(comparison: Comparison, task: str, rows: Sequence[MethodSummary], pref
             for metric in COMPARED
             if REFERENCE in comparison.spec.methods
         ],
+        "is_long": len(others) > _MOST_IN_WORDS,
         "findings": findings if REFERENCE in comparison.spec.methods else [],
         "heads": [text.METRICS[name].title for name in METRICS],
         "rows": [_row(row) for row in rows],

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 
 from flatmin_lab.report import text
-from flatmin_lab.report.figures import identifiers, is_wide
-from flatmin_lab.report.svg import RC, panel
+from flatmin_lab.report.figures import identifiers, is_wide, looks
+from flatmin_lab.report.svg import RC, legend_above, panel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,8 +38,8 @@ def trace_figure(rows: Sequence[MethodSummary], styles: Styles) -> Figure | None
         return None
     with mpl.rc_context(RC):
         figure, axes = panel(height=3.5)
-        for row, label, name in zip(rows, text.labels(rows), identifiers(rows), strict=True):
-            style = styles[row.method]
+        named = zip(rows, text.labels(rows), identifiers(rows), looks(rows, styles), strict=True)
+        for row, label, name, style in named:
             for i, (seed, trace, loss) in enumerate(_points(row)):
                 axes.plot(
                     [trace],
@@ -59,7 +59,7 @@ def trace_figure(rows: Sequence[MethodSummary], styles: Styles) -> Figure | None
         axes.set_xlabel(text.METRICS["trace"].title)
         axes.set_ylabel(text.METRICS["test_loss"].title)
         axes.grid(visible=True)
-        figure.legend(loc="outside upper left", ncols=4, borderaxespad=0.2, columnspacing=1.0, handletextpad=0.1)
+        legend_above(figure, text.labels(rows))
     return figure
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from flatmin_lab.methods import METHODS
 from flatmin_lab.report import text
 from flatmin_lab.report.figures import is_wide
-from flatmin_lab.report.svg import RC, panel
+from flatmin_lab.report.style import varied
+from flatmin_lab.report.svg import RC, legend_above, panel
 from flatmin_lab.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -112,8 +113,9 @@ def sensitivity_figure(found: Sequence[Line], metric: str, styles: Styles) -> Fi
         return None
     with mpl.rc_context(RC):
         figure, axes = panel(height=3.5)
-        for line, points in drawn:
-            style = styles[line.method]
+        methods = [line.method for line, _ in drawn]
+        for i, (line, points) in enumerate(drawn):
+            style = varied(styles[line.method], methods[:i].count(line.method))
             _draw(axes, points, style.colour.light, marker=style.marker, label=line.label)
         places = [x for _, points in drawn for x in points]
         if min(places) > 0:
@@ -125,7 +127,7 @@ def sensitivity_figure(found: Sequence[Line], metric: str, styles: Styles) -> Fi
         axes.set_xlabel(axis_label(drawn[0][0].axis))
         axes.set_ylabel(METRICS[metric].title)
         axes.grid(axis="y")
-        figure.legend(loc="outside upper left", ncols=3, borderaxespad=0.2, columnspacing=1.4)
+        legend_above(figure, [line.label for line, _ in drawn])
     return figure
 
 

@@ -8,7 +8,7 @@ palette follows Okabe and Ito, Color Universal Design (2008), darkened or lighte
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flatmin_lab.report.text import method_label
 
@@ -83,6 +83,19 @@ def method_styles(methods: tuple[str, ...]) -> dict[str, MethodStyle]:
     strangers = [m for m in methods if method_label(m) not in _KNOWN]
     looks = {m: _KNOWN.get(method_label(m)) or _SPARE[strangers.index(m) % len(_SPARE)] for m in methods}
     return {m: MethodStyle(method_label(m), *look) for m, look in looks.items()}
+
+
+def varied(style: MethodStyle, number: int) -> MethodStyle:
+    """The look of a further row of a method: its colour with another marker and other dashes; 0 is the first row.
+
+    Example:
+        >>> [varied(method_styles(("nso",))["nso"], n).marker for n in range(3)]
+        ['s', 'v', 'P']
+    """
+    if number == 0:
+        return style
+    _, marker, dashes = _SPARE[(number - 1) % len(_SPARE)]
+    return replace(style, marker=marker, dashes=dashes)
 
 
 def all_colours() -> tuple[Colour, ...]:

@@ -21,7 +21,7 @@
     pen.scale(ratio, ratio);
     pen.clearRect(0, 0, width, height);
 
-    const reach = Math.max(...surface.x.map(Math.abs)) || 1, size = Math.min(width, height * 1.25) * 0.34;
+    const reach = Math.max(...surface.x.map(Math.abs)) || 1, size = Math.min(width, height * 1.25) * 0.28;
     const [ct, st, ci, si] = [Math.cos(view.turn), Math.sin(view.turn), Math.cos(view.tilt), Math.sin(view.tilt)];
     const project = (a, b, h) => {
       const x = a * ct - b * st, y = a * st + b * ct, z = h * 1.3 - 0.65;

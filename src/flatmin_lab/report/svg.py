@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from matplotlib.figure import Figure
 from flatmin_lab.report.style import GRID, INK, MUTED, all_colours
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from matplotlib.axes import Axes
 
 RC: dict[Any, Any] = {
@@ -44,11 +47,23 @@ RC: dict[Any, Any] = {
 }
 
 
+_LETTERS_PER_INCH, _LEGEND_LINE = 13.5, 0.19  # of the legend's type
+
+
 def panel(width: float = 4.7, height: float = 3.3) -> tuple[Figure, Axes]:
     """An empty figure with one pair of axes. Sizes in inches; no pyplot, hence nothing global."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
     axes = figure.add_subplot(facecolor="none")
     return figure, axes
+
+
+def legend_above(figure: Figure, labels: Iterable[str]) -> None:
+    """Explain the marks above the panel, in as many columns as the labels leave room for; the figure grows by them."""
+    labels = list(labels)
+    longest = max(map(len, labels), default=0)
+    columns = max(1, min(4, int(_LETTERS_PER_INCH * figure.get_figwidth()) // (longest + 6)))
+    figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * (math.ceil(len(labels) / columns) - 1))
+    figure.legend(loc="outside upper left", ncols=columns, borderaxespad=0.2, columnspacing=1.2, handletextpad=0.5)
 
 
 def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
