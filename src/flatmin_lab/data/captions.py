@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,7 +79,7 @@ class Captions:
 
     def text(self, number: int) -> str:
         """The caption of this number."""
-        template, thing, *others = (int(i) for i in torch.unravel_index(torch.tensor(number), self._sizes))
+        template, thing, *others = np.unravel_index(number, self._sizes)
         words = [attribute.words[i] for attribute, i in zip(self.attributes, others, strict=True)]
         return self.templates[template].format(self.things[thing], *words)
 

@@ -50,4 +50,5 @@ def positions(path: Path) -> Iterator[tuple[str, int, int]]:
 
 def damaged(path: Path, error: Exception) -> DataError:
     """The error that says that ``path`` is no readable archive."""
-    return DataError(f"{path} cannot be read ({error}). Likely cause: it is damaged. Copy it again.")
+    first_line = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
+    return DataError(f"{path} cannot be read ({first_line}). Likely cause: it is damaged. Copy it again.")

@@ -61,6 +61,7 @@ class ImageTextPair(nn.Module):
     Args:
         shape: Sizes.
         tokens: What the texts are made of.
+        read: What makes standardised images of bytes; None where they are standardised.
 
     Raises:
         MissingPackageError: transformers is not installed.
@@ -73,8 +74,9 @@ class ImageTextPair(nn.Module):
         torch.Size([2, 2])
     """
 
-    def __init__(self, shape: Shape, tokens: Tokens) -> None:
+    def __init__(self, shape: Shape, tokens: Tokens, *, read: nn.Module | None = None) -> None:
         super().__init__()
+        self.read = nn.Identity() if read is None else read
         common = {
             "hidden_size": shape.width,
             "intermediate_size": 4 * shape.width,
@@ -109,7 +111,7 @@ class ImageTextPair(nn.Module):
         """Return similarities (images, texts).
 
         Args:
-            images: Standardised, shape (n, c, h, w).
+            images: As ``read`` wants them, shape (n, c, h, w).
             texts: Tokens, shape (m, length).
         """
         return self.scale * (self.image_features(images) @ self.text_features(texts).T)
@@ -121,7 +123,7 @@ class ImageTextPair(nn.Module):
 
     def image_features(self, images: Tensor) -> Tensor:
         """Return a direction for each image, shape (n, width)."""
-        return functional.normalize(self.towers.get_image_features(images).pooler_output, dim=1)
+        return functional.normalize(self.towers.get_image_features(self.read(images)).pooler_output, dim=1)
 
     def text_features(self, texts: Tensor) -> Tensor:
         """Return a direction for each text, shape (m, width)."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flatmin.checks import whole
-from flatmin.errors import DataError
+from flatmin.errors import ArgumentError, DataError
 from flatmin_lab.data.root import required
 from flatmin_lab.errors import WeightsError
 from flatmin_lab.models.pixels import IMAGENET, Pixels
@@ -87,7 +87,7 @@ def vit(num_classes: int = 10, *, pixels: int = 32, patch: int = 4, width: int =
         layers: How many. ViT-S/16 is ``vit(1000, pixels=224, patch=16, width=384, layers=12)``.
 
     Raises:
-        ArgumentError: A number is below 1.
+        ArgumentError: A number is below 1, or the width is no multiple of 64.
         MissingPackageError: transformers is not installed.
 
     Example:
@@ -96,7 +96,8 @@ def vit(num_classes: int = 10, *, pixels: int = 32, patch: int = 4, width: int =
     """
     for name, number in {"num_classes": num_classes, "pixels": pixels, "patch": patch, "layers": layers}.items():
         whole(name, number, minimum=1, hint="It is a size of the network.")
-    whole("width", width, minimum=64, hint="It is a multiple of 64, the width of a head.")
+    if whole("width", width, minimum=64, hint="It is a multiple of 64, the width of a head.") % 64:
+        raise ArgumentError(f"width is {width}, and heads are 64 wide. Take a multiple of 64.")
     transformers = required("transformers", "transformers", "builds this network", install=INSTALL)
     shape = transformers.ViTConfig(
         image_size=pixels,
