@@ -84,8 +84,8 @@ def sizes(paper: Sequence[str], *, seeds: int = 3) -> dict[str, tuple[Scale, ...
     return {
         "toy": (Scale("digits-tiny", seeds=2, budget=24),),
         "small": (
-            Scale("digits-clean", seeds=10, budget=1200),
-            Scale("digits-noisy", seeds=10, budget=1200),
+            Scale("digits-clean", seeds=8, budget=1200),
+            Scale("digits-noisy", seeds=8, budget=1200),
             Scale("cifar10-jpeg75-resnet20", seeds=3, budget=400),
         ),
         "paper": tuple(Scale(name, seeds, published_budget(GROUNDS[name].examples)) for name in paper),
