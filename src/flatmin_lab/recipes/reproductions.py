@@ -105,6 +105,18 @@ REPRODUCTIONS: dict[str, Reproduction] = {
         "nso2024.pairing:pairing",
         keeps_runs=True,
     ),
+    "nso.table5": Reproduction(
+        "pairs of images and texts, and rationales, by three methods",
+        f"{_NSO}, Table 5",
+        "nso2024.table5:table5",
+        keeps_runs=True,
+    ),
+    "nso.fig3": Reproduction(
+        "test loss, trace and gap along training",
+        f"{_NSO}, Figure 3",
+        "nso2024.fig3:fig3",
+        keeps_runs=True,
+    ),
     "nso.fig6": Reproduction(
         "over-parameterized matrix sensing by GD, WP-GD and NSO",
         f"{_NSO}, section 5, Proposition 5.1 and Figure 6",

@@ -77,8 +77,10 @@ def _grouped(found: Iterable[Found]) -> dict[str, list[str]]:
     for one in found:
         on = task(one.scale.task)
         setting, examples = on.setting, on.measuring.examples
+        momentum = "" if setting.optimizer == "adamw" else f"momentum {setting.momentum:g}, "
+        name = {"sgd": "SGD", "adamw": "AdamW"}[setting.optimizer]
         what = (
-            f"{setting.optimizer.upper()}, learning rate {setting.learning_rate:g}, momentum {setting.momentum:g}, "
+            f"{name}, learning rate {setting.learning_rate:g}, {momentum}"
             f"weight decay {setting.weight_decay:g}, batch size {setting.batch_size}, cosine, curvature on "
             + (f"the first {examples} training examples" if examples else "all training examples")
         )
