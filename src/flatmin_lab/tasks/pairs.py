@@ -25,6 +25,8 @@ def _splits(data: str, seed: int) -> Splits:
 
 
 def _towers(data: str) -> nn.Module:
+    from torch import nn
+
     from flatmin_lab.data import captions
     from flatmin_lab.data.root import data_root
     from flatmin_lab.data.tokens import Subwords
@@ -35,7 +37,8 @@ def _towers(data: str) -> nn.Module:
         return clip.ImageTextPair(clip.DIGITS, captions.DIGITS.vocabulary)
     if data == "cifar":
         return clip.ImageTextPair(clip.CIFAR, captions.CIFAR.vocabulary)
-    return Pixels(clip.ImageTextPair(clip.VIT_S_16, Subwords(data_root(None))), *IMAGENET)
+    read = Pixels(nn.Identity(), *IMAGENET)
+    return clip.ImageTextPair(clip.VIT_S_16, Subwords(data_root(None)), read=read)
 
 
 def _contrastive(similarities: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
