@@ -24,7 +24,9 @@ _KEPT = {
     "train": "The last checkpoint is kept; continue with it",
 }
 
-_EXTRA = {"jinja2", "matplotlib", "pandas", "pydantic", "rich", "scipy", "sklearn", "tyro"}
+_EXTRA = {
+    *("jinja2", "markdown_it", "matplotlib", "pandas", "pydantic", "rich", "safetensors", "scipy", "sklearn", "tyro"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
