@@ -15,6 +15,7 @@ from flatmin_lab.clusters.options import Cluster, SlurmOptions
 from flatmin_lab.methods import method
 from flatmin_lab.plan import Planned, final_specs, first_round, is_drawn, rounds, select, tuning_specs
 from flatmin_lab.run import usable_device
+from flatmin_lab.search import searcher
 from flatmin_lab.spec import Comparison, Study
 from flatmin_lab.store import Store
 from flatmin_lab.sweep import Event, Finished, pool_of
@@ -71,6 +72,7 @@ def check(asked: Study, workers: int | None, cluster: Cluster = "local") -> None
         ArgumentError: A name is unknown, a list empty, a number too small, the budget not shared evenly by the
             methods, or the device not there.
         DataError: What a task needs under the data root is not there.
+        MissingPackageError: The search needs a package that is not installed.
     """
     if not asked.arms:
         raise ArgumentError("there is no method or no task, so there is nothing to run. Name one or more of each.")
@@ -91,6 +93,7 @@ def check(asked: Study, workers: int | None, cluster: Cluster = "local") -> None
         whole("workers", workers, minimum=1, hint="It is the number of processes; 1 uses no other than this one.")
     if cluster == "local":
         usable_device(asked.device)
+    searcher(asked.search)
     for name in asked.tasks:
         task(name).require()
 
@@ -108,7 +111,7 @@ def assemble(asked: Study, store: Store) -> Comparison:
     Raises:
         StoreError: Some of its runs are missing.
     """
-    store.results(list(first_round(asked)))
+    store.results(list(first_round(asked, store)))
     selections = select(asked, store)
     finals = final_specs(asked, selections)
     results = store.results(finals)
@@ -117,7 +120,7 @@ def assemble(asked: Study, store: Store) -> Comparison:
         spec=asked,
         selections=selections,
         results=tuple(results),
-        tuning=tuple(store.results(tuning_specs(asked))),
+        tuning=tuple(store.results(tuning_specs(asked, store))),
         surfaces=tuple(s for s in surfaces if s is not None),
         environment=store.header().environment,
     )

@@ -7,7 +7,7 @@ final run is that run.
 
 from __future__ import annotations
 
-import math
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
@@ -15,6 +15,7 @@ from statistics import fmean
 from flatmin_lab.errors import LabError
 from flatmin_lab.job import Job
 from flatmin_lab.methods import method
+from flatmin_lab.search import Searched, searcher
 from flatmin_lab.spec import Arm, RunSpec, Selection, Study
 from flatmin_lab.store import Store
 from flatmin_lab.tasks import task
@@ -54,18 +55,20 @@ def rounds(study: Study, store: Store) -> Iterator[tuple[list[Job], Planned]]:
     Yields:
         The jobs of a round, and how much there is to do from there on.
     """
-    first = first_round(study)
     tuned = [arm for arm in study.arms if is_tuned(arm)]
     again = len([seed for seed in TUNING_SEEDS if seed < study.seeds])
     fresh = study.seeds - again
-    total = len(first) + len(tuned) * fresh
+    last = len(tuned) * (fresh * _final_job_weight(trained=False) + again * _final_job_weight(trained=True))
+    begun = False
+    while not begun or any(_searched(study, arm, store).pending for arm in tuned):
+        begun = True  # a grid takes one round; a search whose suggestions depend on results takes more
+        wanted, to_come = first_round(study, store), _trials_to_come(study, store)
+        jobs, total = _missing(store, wanted), len(wanted) + to_come + len(tuned) * fresh
+        later = to_come * Job.TRAINING + last
+        yield jobs, Planned(len(wanted) - _untrained(jobs), total, sum(job.weight for job in jobs) + later)
 
-    jobs = _missing(store, first)
-    later = len(tuned) * (fresh * _final_job_weight(trained=False) + again * _final_job_weight(trained=True))
-    yield jobs, Planned(len(first) - _untrained(jobs), total, sum(job.weight for job in jobs) + later)
-
-    second = dict.fromkeys(final_specs(study, select(study, store)), True)
-    jobs = _missing(store, second)
+    total = len(first_round(study, store)) + len(tuned) * fresh
+    jobs = _missing(store, dict.fromkeys(final_specs(study, select(study, store)), True))
     yield jobs, Planned(total - _untrained(jobs), total, sum(job.weight for job in jobs))
 
 
@@ -81,11 +84,12 @@ def is_tuned(arm: Arm) -> bool:
     return len(values(arm)) > 1
 
 
-def first_round(study: Study) -> dict[RunSpec, bool]:
-    """Every value of every grid over the tuning seeds, and the final runs of arms with nothing to choose.
+def first_round(study: Study, store: Store) -> dict[RunSpec, bool]:
+    """Every value that was tried or is to be tried next, and the final runs of arms with nothing to choose.
 
     Args:
         study: What to run.
+        store: Holds the tuning runs, by which values are suggested.
 
     Returns:
         Specifications, and whether they are final.
@@ -93,7 +97,8 @@ def first_round(study: Study) -> dict[RunSpec, bool]:
     wanted: dict[RunSpec, bool] = {}
     for arm in study.arms:
         if is_tuned(arm):
-            for value in values(arm):
+            found = _searched(study, arm, store)
+            for value in (*found.tried, *found.pending):
                 wanted = dict.fromkeys(_tuning_specs(study, arm, value), False) | wanted
         else:
             wanted |= dict.fromkeys(_untuned_specs(study, arm), True)
@@ -105,16 +110,15 @@ def final_specs(study: Study, selections: Iterable[Selection]) -> list[RunSpec]:
 
     Args:
         study: What to run.
-        selections: What was chosen.
+        selections: What was chosen, as `select` returned it.
 
     Returns:
         Their specifications.
     """
-    chosen = {(s.task, s.method, s.budget, s.changes, s.grid): s.chosen for s in selections}
     wanted: list[RunSpec] = []
+    chosen = iter(selections)
     for arm in study.arms:
-        value = chosen.get((arm.task, arm.method, arm.budget, arm.changes, values(arm)))
-        wanted += _untuned_specs(study, arm) if value is None else _specs(study, arm, value)
+        wanted += _specs(study, arm, next(chosen).chosen) if is_tuned(arm) else _untuned_specs(study, arm)
     return list(dict.fromkeys(wanted))
 
 
@@ -136,21 +140,43 @@ def select(study: Study, store: Store) -> tuple[Selection, ...]:
     return tuple(_selection(study, arm, store) for arm in study.arms if is_tuned(arm))
 
 
-def tuning_specs(study: Study) -> list[RunSpec]:
+def tuning_specs(study: Study, store: Store) -> list[RunSpec]:
     """The runs that values are chosen by."""
     tuned = [arm for arm in study.arms if is_tuned(arm)]
-    return [spec for arm in tuned for value in values(arm) for spec in _tuning_specs(study, arm, value)]
+    found = [(arm, value) for arm in tuned for value in _searched(study, arm, store).tried]
+    return [spec for arm, value in found for spec in _tuning_specs(study, arm, value)]
+
+
+def _searched(study: Study, arm: Arm, store: Store) -> Searched:
+    """Which values of a tuned arm were tried, and which come next."""
+
+    def score(value: float) -> float | None:
+        found = [store.result(spec) for spec in _tuning_specs(study, arm, value)]
+        accuracies = [result.validation_accuracy for result in found if result is not None]
+        return fmean(accuracies) if len(accuracies) == len(found) else None
+
+    # Arms of one study are searched with different seeds, each with the same one whatever other arms there are.
+    seed = int(hashlib.sha256(arm.model_dump_json().encode()).hexdigest()[:8], 16) ^ study.first_seed
+    return searcher(study.search).search(values(arm), score, seed)
+
+
+def _trials_to_come(study: Study, store: Store) -> int:
+    """Tuning runs whose values are not suggested yet."""
+    to_come = 0
+    for arm in study.arms:
+        if is_tuned(arm):
+            found = _searched(study, arm, store)
+            to_come += max(0, len(values(arm)) - len(found.tried) - len(found.pending))
+    return len(TUNING_SEEDS) * to_come
 
 
 def _selection(study: Study, arm: Arm, store: Store) -> Selection:
-    way, grid = method(arm.method), values(arm)
-    means = [fmean(r.validation_accuracy for r in store.results(_tuning_specs(study, arm, value))) for value in grid]
-    best = max((mean for mean in means if not math.isnan(mean)), default=None)
-    if best is None or way.hyperparameter is None:
+    way, found = method(arm.method), _searched(study, arm, store)
+    if found.best is None or way.hyperparameter is None:
         raise LabError(
-            f"{arm.method} diverged on {arm.task} with every {way.hyperparameter} of its grid {grid}. Likely cause: "
-            f"the learning rate {task(arm.task).setting.changed(arm.changes).learning_rate:g} is too large for it. "
-            "Leave the method out with --methods."
+            f"{arm.method} diverged on {arm.task} with every {way.hyperparameter} of {tuple(found.tried)}. Likely "
+            f"cause: the learning rate {task(arm.task).setting.changed(arm.changes).learning_rate:g} is too large for "
+            "it. Leave the method out with --methods."
         )
     return Selection(
         task=arm.task,
@@ -158,9 +184,9 @@ def _selection(study: Study, arm: Arm, store: Store) -> Selection:
         budget=arm.budget,
         changes=arm.changes,
         hyperparameter=way.hyperparameter,
-        grid=grid,
-        validation_accuracies=tuple(means),
-        chosen=grid[means.index(best)],
+        grid=tuple(found.tried),
+        validation_accuracies=tuple(found.tried.values()),
+        chosen=found.best,
     )
 
 

@@ -2,6 +2,8 @@
 
 A search is a function of what is stored: it is asked which values to try and is given, by a function, how well those
 already run did. Equal scores give equal suggestions, so a sweep that was interrupted goes on where it was.
+
+Importing this file does not load torch, so that the command line can name the searches at once.
 """
 
 from __future__ import annotations
@@ -12,9 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
-
-from flatmin.errors import ArgumentError
-from flatmin_lab.data.root import required
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -89,11 +88,15 @@ class Optuna:
     """
 
     def __init__(self) -> None:
+        from flatmin_lab.data.root import required
+
         self._optuna = required("optuna", "Optuna", "suggests values with --search optuna", "flatmin[search]")
 
     def search(self, grid: Sequence[float], score: Score, seed: int) -> Searched:  # noqa: D102  (a Searcher's)
         low, high = min(grid), max(grid)
         if not 0.0 < low < high:
+            from flatmin.errors import ArgumentError
+
             raise ArgumentError(
                 f"the values {tuple(grid)} span no range on a logarithmic scale, which --search optuna needs. Give two "
                 "or more positive ones, or take --search grid."

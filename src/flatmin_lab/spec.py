@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from flatmin_lab.search import Name as Search
+
 
 class Value(BaseModel):
     """What is stored as JSON: frozen, without fields it does not know."""
@@ -148,6 +150,7 @@ class Study(Value):
     seeds: int = Field(description="number of paired seeds")
     device: str = "cpu"
     first_seed: int = Field(default=0, description="the seeds are this one and those that follow")
+    search: Search = Field(default="grid", description="how the values that are tried are found")
 
     @classmethod
     def crossed(cls, *, tasks: Iterable[str], methods: Iterable[str], budget: int, **others: Any) -> Study:

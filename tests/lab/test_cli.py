@@ -26,7 +26,19 @@ SMALL = ("--methods", "sgd", "--tasks", "digits-clean", "--seeds", "1", "--budge
 def test_commands_and_options_are_these():
     options = {c.__name__: [f.name for f in fields(c)] for c in commands.Command.__args__}
     assert options == {
-        "Compare": ["methods", "tasks", "seeds", "budget", "out", "workers", "device", "json"],
+        "Compare": [
+            "methods",
+            "tasks",
+            "seeds",
+            "budget",
+            "out",
+            "workers",
+            "cluster",
+            "slurm",
+            "search",
+            "device",
+            "json",
+        ],
         "Train": [
             "file",
             "task",
@@ -63,8 +75,8 @@ def test_commands_and_options_are_these():
             "json",
         ],
         "Certify": ["what", "sigma", "delta", "passes", "seed", "data_root", "out", "json"],
-        "Reproduce": ["name", "size", "seed", "out", "list", "json"],
-        "Report": ["folder", "json"],
+        "Reproduce": ["name", "size", "seed", "out", "tasks", "runs", "list", "json"],
+        "Report": ["folders", "out", "json"],
     }
 
 
@@ -164,6 +176,7 @@ def test_json_alone_is_on_standard_output(finished):
         "seeds": 1,
         "device": "cpu",
         "first_seed": 0,
+        "search": "grid",
     }
     assert result["summary"][0]["method"] == "sgd"
     assert result["files"]["report"] == str(folder / "report.html")

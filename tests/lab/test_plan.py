@@ -56,7 +56,8 @@ class Shelf:
 
 def tuned(validation, comparison):
     shelf = Shelf(validation)
-    shelf.add(first_round(comparison))
+    while missing := [spec for spec in first_round(comparison, shelf) if spec not in shelf.stored]:
+        shelf.add(missing)
     return shelf, select(comparison, shelf)
 
 
@@ -88,7 +89,7 @@ def test_a_method_that_always_diverges_ends_the_comparison():
 
 
 def test_every_tuned_method_gets_as_many_tuning_runs():
-    specs = [spec for spec, final in first_round(asked(tuple(METHODS), budget=8)).items() if not final]
+    specs = [spec for spec, final in first_round(asked(tuple(METHODS), budget=8), Shelf(None)).items() if not final]
     counts = {name: sum(s.method == name for s in specs) for name in METHODS}
     assert counts.pop("sgd") == counts.pop("sgd-halves") == 0
     assert len(set(counts.values())) == 1
@@ -170,5 +171,32 @@ def test_a_run_that_tunes_one_arm_and_is_final_in_another_is_measured():
     tunes = Arm(task="digits-clean", method="nso", budget=4, values=(0.1, 0.2))
     final = Arm(task="digits-clean", method="nso", budget=4, values=(0.1,))
     for arms in ((tunes, final), (final, tunes)):
-        wanted = first_round(Study(arms=arms, seeds=2))
+        wanted = first_round(Study(arms=arms, seeds=2), Shelf(None))
         assert {(s.value, final) for s, final in wanted.items()} == {(0.1, True), (0.2, False)}
+
+
+def test_optuna_tries_as_many_values_as_the_grid_has_and_goes_on_from_what_is_stored():
+    pytest.importorskip("optuna")
+    study = asked(("sam", "nso"), seeds=3).model_copy(update={"search": "optuna"})
+    shelf = Shelf(lambda s: 1.0 - abs(s.value - 0.11))
+    asked_for = []
+    for jobs, planned in rounds(study, shelf):
+        asked_for.append([job.spec for job in jobs])
+        assert planned.runs_done + sum(job.stored is None for job in jobs) <= planned.runs_total
+        shelf.add(asked_for[-1])
+    tuning = {spec for batch in asked_for[:-1] for spec in batch}
+    assert len(asked_for) > 2
+    for name in ("sam", "nso"):
+        grid = METHODS[name].grid
+        tried = {s.value for s in tuning if s.method == name}
+        assert len(tried) == len(grid)
+        assert min(grid) <= min(tried) <= max(tried) <= max(grid)
+    for selection in select(study, shelf):
+        assert selection.chosen == min(selection.grid, key=lambda value: abs(value - 0.11))
+    resumed = Shelf(shelf.validation)
+    resumed.add(spec for batch in asked_for[:2] for spec in batch)
+    again = []
+    for jobs, _ in rounds(study, resumed):
+        again.append([job.spec for job in jobs])
+        resumed.add(again[-1])
+    assert {s for batch in again for s in batch} == {s for batch in asked_for[2:] for s in batch}

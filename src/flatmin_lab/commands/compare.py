@@ -12,6 +12,7 @@ from flatmin_lab import methods as ways
 from flatmin_lab import tasks as places
 from flatmin_lab.clusters.options import Cluster, SlurmOptions
 from flatmin_lab.methods import METHODS
+from flatmin_lab.search import Name as Search
 from flatmin_lab.tasks import TASKS
 
 DEFAULT_FOLDER = Path("runs/compare")
@@ -36,6 +37,8 @@ class Compare:
             The numbers do not depend on it.
         cluster: Where to run: on this machine, on the Ray cluster that RAY_ADDRESS names or one started here, by Slurm.
         slurm: What each run asks of Slurm.
+        search: Which values of sigma, rho and alpha are tried: the published grid, or as many that Optuna suggests
+            within its ends.
         device: Where to train, as torch names it: cpu, cuda, cuda:1, mps.
         json: Print the result as JSON, and nothing else, on standard output.
     """
@@ -48,6 +51,7 @@ class Compare:
     workers: int | None = None
     cluster: Cluster = "local"
     slurm: SlurmOptions = field(default_factory=SlurmOptions)
+    search: Search = "grid"
     device: str = "cpu"
     json: bool = False
 
@@ -67,6 +71,7 @@ class Compare:
             seeds=self.seeds,
             budget=self.budget,
             device=self.device,
+            search=self.search,
         )
         check(asked, self.workers, self.cluster)
         display = Display(Console(stderr=True))
