@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flatmin_lab.recipes.nso2024.settings import published_budget
 from flatmin_lab.recipes.nso2024.shares import Share, kept_share
 from flatmin_lab.recipes.outcome import Cell, Outcome, Table, written
 from flatmin_lab.recipes.studies import Found, Row, Scale, study
@@ -29,6 +30,7 @@ SIZES = {
         Scale("digits-noisy", seeds=20, budget=1200),
         Scale("cifar10-jpeg75-resnet20", seeds=6, budget=300),
     ),
+    "paper": (Scale("cifar10-resnet34", seeds=3, budget=published_budget(45_000) // 2),),
 }
 
 SGD, HALVES, NSO, SHORT, PAIRED = "SGD", "SGD, halves", "NSO", "NSO, half the steps", "paired halves"
