@@ -195,7 +195,7 @@ def test_ablations(records, runs):
     budget, rate = SIZE.budget, SETTING.learning_rate / (1 - SETTING.momentum)
     bare = (("learning_rate", rate), ("momentum", 0.0), ("weight_decay", 0.0))
     pairs = {
-        "−U beside +U, or a second draw": (("nso", budget, ()), ("wpsgd", budget, ())),
+        "−U instead of a second draw": (("nso", budget, ()), ("wpsgd", budget, ())),
         "k = 2 over k = 1, as many steps": (("nso-k2", 2 * budget, ()), ("nso", budget, ())),
         "k = 2 over k = 1, as many gradients": (("nso-k2", budget, ()), ("nso", budget, ())),
         "NSO over label smoothing": (("nso", budget, ()), ("ls", budget, ())),

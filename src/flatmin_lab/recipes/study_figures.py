@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from flatmin_lab.recipes.study_tables import factor_of, title_of
+from flatmin_lab.report.figures import is_wide
 from flatmin_lab.report.style import INK, MUTED, method_styles
 from flatmin_lab.report.summary import quantity
 from flatmin_lab.report.svg import RC
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from flatmin_lab.statistics import Interval
 
 _BELOW = 0.27  # the seeds stand below their mean, which would hide them
+_LOG_RANGE = 12.0  # values that span more stand on a logarithmic axis
 _APART = 1.04  # curves stand beside each other on their logarithmic axis, which would hide one behind the other
 
 
@@ -108,6 +111,9 @@ def _rows(axes: Axes, found: Found, metric: str) -> None:
         axes.plot([factor * interval.mean], [i], style.marker, color=style.colour.light, markersize=7)
     axes.set_yticks(range(len(found.rows)), [row.label for row in found.rows])
     axes.set(title=title_of(metric), ylim=(len(found.rows) - 0.5, -0.5))
+    every = [x for row in found.rows for x in _known(found, row, metric)]
+    if is_wide(every, _LOG_RANGE):
+        axes.set(xscale="log", xlim=_around(every))
     axes.grid(visible=True, axis="x")
 
 
@@ -132,12 +138,21 @@ def _curves(axes: Axes, found: Found, panel: Panel, styles: dict[str, MethodStyl
                 axes.plot([x * aside] * 2, ends, color=style.colour.light, linewidth=1)
         places = [x * aside for x, _ in curve.points]
         axes.plot(places, means, style.marker, linestyle="-", color=style.colour.light, markersize=6, label=curve.label)
+    every = [x for curve in panel.curves for _, row in curve.points for x in _known(found, row, panel.metric)]
+    if is_wide(every, _LOG_RANGE):
+        axes.set(yscale="log", ylim=_around(every))
     ticks = sorted({x for curve in panel.curves for x, _ in curve.points})
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axes.set_xticks([], minor=True)
     axes.set(title=panel.title, xlabel=panel.across, ylabel=title_of(panel.metric))
     axes.grid(visible=True, axis="y")
     axes.legend(fontsize=8)
+
+
+def _around(values: list[float]) -> tuple[float, float]:
+    """Ends of a logarithmic axis, where an interval that reaches zero has no end."""
+    finite = [x for x in values if math.isfinite(x)]
+    return min(finite) / 1.5, max(finite) * 1.5
 
 
 def _known(found: Found, row: Row, metric: str) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flatmin_lab.recipes.nso2024.claims import Claim, claims_table
+from flatmin_lab.recipes.nso2024.claims import Claim, claims_list, claims_table
 from flatmin_lab.recipes.nso2024.published import IN_TEXT
 from flatmin_lab.recipes.nso2024.settings import arm, differs, sizes
 from flatmin_lab.recipes.outcome import Outcome, written
@@ -30,8 +30,8 @@ SGD_BARE, NSO_BARE = "SGD, no momentum or decay", "NSO, no momentum or decay"
 RISING, FALLING = "NSO, σ rising", "NSO, σ falling"
 
 CLAIMS = (
-    Claim("−U beside +U, or a second draw", "test_accuracy", NSO, ONE_SIDED, IN_TEXT["two points"], sign=1),
-    Claim("−U beside +U, or a second draw", "trace", NSO, ONE_SIDED, relative=True),
+    Claim("−U instead of a second draw", "test_accuracy", NSO, ONE_SIDED, IN_TEXT["two points"], sign=1),
+    Claim("−U instead of a second draw", "trace", NSO, ONE_SIDED, relative=True),
     Claim("k = 2 over k = 1, as many steps", "test_accuracy", PAIRS_LONG, NSO, IN_TEXT["two pairs"], sign=1),
     Claim("k = 2 over k = 1, as many steps", "trace", PAIRS_LONG, NSO, relative=True),
     Claim("k = 2 over k = 1, as many gradients", "test_accuracy", PAIRS, NSO),
@@ -115,15 +115,17 @@ def _paper() -> str:
 
 
 def _said(one: Found) -> str:
-    said = f"{heading(one)}: {'; '.join(claim.said(one) for claim in CLAIMS if claim.printed)}."
-    return " ".join(filter(None, (said, tuning_text(one), diverged_text(one))))
+    listed = claims_list((claim for claim in CLAIMS if claim.printed), one)
+    rest = " ".join(filter(None, (tuning_text(one), diverged_text(one))))
+    return f"{heading(one)}:\n\n{listed}\n\n{rest}"
 
 
 _DIFFERS = (
     "**What differs from the paper**: σ and α are chosen for each row by itself. Without momentum the learning rate is "
     "divided by 1 − momentum, so that steps add up as far. Where the text does not say against what a number is meant, "
     "it is read as the rows of the table say. σ rises from near zero to its value or falls from it to zero, along a "
-    "straight line over the steps. "
+    "straight line over the steps. The trace is that of the loss without label smoothing for every row; a network that "
+    "smoothing keeps from certainty has a large one. "
 )
 
 

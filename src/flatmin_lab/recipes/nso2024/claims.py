@@ -10,7 +10,7 @@ from flatmin_lab.recipes.nso2024.shares import Share, kept_share
 from flatmin_lab.recipes.outcome import Cell, Table, written
 from flatmin_lab.recipes.study_tables import scaled
 from flatmin_lab.report.summary import Verdict
-from flatmin_lab.statistics import holm
+from flatmin_lab.statistics import holm, min_seeds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -101,20 +101,27 @@ def claims_table(name: str, claims: Sequence[Claim], found: Iterable[Found], cap
         caption: What is listed; how it was computed is added.
     """
     lines: list[tuple[Cell, ...]] = []
+    theirs = [claim for claim in claims if claim.printed]
     for one in found:
         tests = {claim: test for claim in claims if (test := claim.difference(one).test) is not None}
-        adjusted = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
+        family = [claim for claim in theirs if claim in tests]
+        adjusted = dict(zip(family, holm([tests[claim].p for claim in family]), strict=True))
         for claim in claims:
-            numbers = claim.interval(one) or ("",) * 3
-            p = (tests[claim].p, adjusted[claim]) if claim in tests else ("", "")
+            numbers, p = claim.interval(one) or ("",) * 3, tests[claim].p if claim in tests else ""
             head = (one.scale.task, claim.text, claim.metric.replace("_", " "), claim.unit, claim.printed)
-            lines.append((*head, *numbers, *p, claim.verdict(one)))
+            lines.append((*head, *numbers, p, adjusted.get(claim, ""), claim.verdict(one)))
     how = (
-        "Paired over seeds; Student intervals of differences, Fieller's of changes in percent, exact sign-flip tests, "
-        "Holm's correction over the lines of a task. Agrees, opposite: shown at 5 %, uncorrected, with the sign of the "
-        "paper's number or against it."
+        "Paired over seeds; Student intervals of differences, Fieller's of changes in percent, exact sign-flip tests. "
+        f"Agrees, opposite: shown at 5 %, uncorrected, with the sign of the paper's number or against it. Holm: p "
+        f"corrected for the {len(theirs)} lines that the paper has, which shows nothing with fewer than "
+        f"{min_seeds(comparisons=len(theirs))} seeds."
     )
     return Table(name, COLUMNS, tuple(lines), f"{caption} {how}")
+
+
+def claims_list(claims: Iterable[Claim], found: Found) -> str:
+    """Say of each claim what was found, a line of a Markdown list each."""
+    return "\n".join(f"- {claim.said(found)}" for claim in claims)
 
 
 def claims_text(claims: Iterable[Claim], found: Found) -> str:

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from flatmin_lab.recipes.nso2024 import published
-from flatmin_lab.recipes.nso2024.claims import Claim, claims_table, claims_text
+from flatmin_lab.recipes.nso2024.claims import Claim, claims_list, claims_table, claims_text
 from flatmin_lab.recipes.nso2024.settings import GROUNDS, arm, differs, sizes
 from flatmin_lab.recipes.outcome import Outcome, written
 from flatmin_lab.recipes.studies import Found, Row, Scale, study
@@ -151,14 +151,12 @@ def _paper() -> str:
 def _said(one: Found) -> str:
     ground, listed = GROUNDS[one.scale.task], over_sam(one.scale)
     added = [claim for claim in combined(one.scale) if claim.against != "NSO"]
-    parts = (
-        f"{heading(one)}: σ = {ground.sigma:g}, ρ = {ground.rho:g}.",
-        f"NSO over SAM in trace: {claims_text((c for c in listed if c.metric == 'trace'), one)}",
-        f"In test loss: {claims_text((c for c in listed if c.metric == 'test_loss'), one)}",
-        f"{'; '.join(claim.said(one) for claim in added)}.",
-        diverged_text(one),
+    said = (
+        f"{heading(one)}: σ = {ground.sigma:g}, ρ = {ground.rho:g}. NSO over SAM in trace: "
+        f"{claims_text((c for c in listed if c.metric == 'trace'), one)} In test loss: "
+        f"{claims_text((c for c in listed if c.metric == 'test_loss'), one)}"
     )
-    return " ".join(filter(None, parts))
+    return "\n\n".join(filter(None, (said, claims_list(added, one), diverged_text(one))))
 
 
 _DIFFERS = (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flatmin_lab.methods import LAWS, METHODS
 from flatmin_lab.recipes.nso2024 import published
-from flatmin_lab.recipes.nso2024.claims import Claim, claims_table, claims_text
+from flatmin_lab.recipes.nso2024.claims import Claim, claims_list, claims_table, claims_text
 from flatmin_lab.recipes.nso2024.settings import arm, differs, sizes
 from flatmin_lab.recipes.outcome import Outcome, Table
 from flatmin_lab.recipes.studies import Found, Row, Scale, study
@@ -125,15 +125,17 @@ def _said(one: Found) -> str:
     accuracies = {way: one.mean(LABELS[way], "test_accuracy") for way in WAYS}
     traces = {way: one.mean(LABELS[way], "trace") for way in WAYS}
     best, flattest = max(WAYS, key=lambda way: accuracies[way]), min(WAYS, key=lambda way: traces[way])
-    first = "; ".join(claim.said(one) for claim in CLAIMS[:4])
     said = (
         f"{heading(one)}: test accuracy of SGD {mean_text(one, LABELS['sgd'], 'test_accuracy')}; the best row is "
         f"{LABELS[best]} ({mean_text(one, LABELS[best], 'test_accuracy')}), the one of smallest trace "
         f"{LABELS[flattest]} ({mean_text(one, LABELS[flattest], 'trace')}; SGD "
-        f"{mean_text(one, LABELS['sgd'], 'trace')}). {first}. Of all differences in test accuracy: "
-        f"{claims_text((claim for claim in CLAIMS if claim.metric == 'test_accuracy'), one)}"
+        f"{mean_text(one, LABELS['sgd'], 'trace')}):"
     )
-    return " ".join(filter(None, (said, tuning_text(one), diverged_text(one))))
+    rest = (
+        "Of all differences in test accuracy: "
+        f"{claims_text((claim for claim in CLAIMS if claim.metric == 'test_accuracy'), one)} {tuning_text(one)}"
+    )
+    return "\n\n".join(filter(None, (said, claims_list(CLAIMS[:4], one), rest, diverged_text(one))))
 
 
 _DIFFERS = (
