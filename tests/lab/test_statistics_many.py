@@ -67,6 +67,13 @@ class TestBca:
         assert found.mean == mean_interval(x).mean
         assert found.is_point == (len(set(x)) == 1) or np.ptp(x) < 1e-6
 
+    def test_scales_with_the_values_however_tiny(self):
+        x = [0.1, 0.4, 0.2, 0.9]
+        for exponent in (-1000, 900):
+            found, plain = bca_interval([math.ldexp(v, exponent) for v in x]), bca_interval(x)
+            assert (found.low, found.high) == (math.ldexp(plain.low, exponent), math.ldexp(plain.high, exponent))
+        assert bca_interval([0.0, 2.225073858507203e-309]).is_bounded
+
     def test_one_seed_gives_one_interval_and_another_another(self):
         x = [0.1, 0.4, 0.2, 0.9]
         assert bca_interval(x) == bca_interval(x)

@@ -127,15 +127,17 @@ def bca_interval(
     mean = float(x.mean())
     if (x == x[0]).all():  # every resample is the sample: no law to take a quantile of
         return Interval(float(x[0]), float(x[0]), float(x[0]), x.size, level)
+    # Near one, by a power of two, which rounds nothing: the cubes of tiny numbers would be zero.
+    exponent = int(np.frexp(np.abs(x).max())[1])
     law = stats.bootstrap(
-        (x,),
+        (np.ldexp(x, -exponent),),
         np.mean,
         n_resamples=resamples,
         confidence_level=level,
         method="BCa",
         random_state=np.random.default_rng(seed),  # pyright: ignore[reportCallIssue]  (rng since scipy 1.15)
     )
-    low, high = map(float, law.confidence_interval)
+    low, high = (float(np.ldexp(end, exponent)) for end in law.confidence_interval)
     return Interval(mean, low, high, x.size, level)
 
 
