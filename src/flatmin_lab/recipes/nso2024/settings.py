@@ -17,7 +17,7 @@ from flatmin_lab.spec import Arm, Changes
 from flatmin_lab.tasks import task
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 _EPOCHS, _BATCH = 30, 32
 
@@ -88,8 +88,13 @@ def sizes(paper: Sequence[str], *, seeds: int = 3) -> dict[str, tuple[Scale, ...
             Scale("digits-noisy", seeds=8, budget=1200),
             Scale("cifar10-jpeg75-resnet20", seeds=3, budget=400),
         ),
-        "paper": tuple(Scale(name, seeds, published_budget(GROUNDS[name].examples)) for name in paper),
+        "paper": paper_scales(paper, seeds=seeds),
     }
+
+
+def paper_scales(tasks: Iterable[str], *, seeds: int = 3) -> tuple[Scale, ...]:
+    """The paper's tasks, as long as the paper trains."""
+    return tuple(Scale(name, seeds, published_budget(GROUNDS[name].examples)) for name in tasks)
 
 
 def published_budget(examples: int) -> int:
