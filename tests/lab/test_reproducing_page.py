@@ -14,6 +14,14 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 FOLDERS = sorted((DOCS / "results" / "reproductions").iterdir())
 
 
+def shown(cell):
+    """What a cell of a CSV file is on the page."""
+    try:
+        return written(float(cell)) if cell else ""
+    except ValueError:
+        return cell
+
+
 def test_the_page_is_made_of_the_stored_results():
     spec = importlib.util.spec_from_file_location("reproducing_script", DOCS / "reproducing.py")
     script = importlib.util.module_from_spec(spec)
@@ -30,8 +38,5 @@ def test_a_stored_result_is_whole(folder):
     for table in record.tables:
         head, *rows = csv.reader((folder / f"{table.name}.csv").read_text().splitlines())
         assert tuple(head) == tuple(table.columns)
-        assert [[c if isinstance(c, str) else written(c) for c in row] for row in table.rows] == [
-            [c if isinstance(old, str) else written(float(c)) for c, old in zip(row, stored, strict=True)]
-            for row, stored in zip(rows, table.rows, strict=True)
-        ]
+        assert [[written(c) for c in row] for row in table.rows] == [[shown(c) for c in row] for row in rows]
     assert sum(file.stat().st_size for file in folder.iterdir()) < 600_000

@@ -24,6 +24,8 @@ Cell = int | float | str
 
 _DOTS_PER_INCH = 150
 
+_STORED = {"Infinity": "inf", "-Infinity": "−inf"}  # how JSON has to say it
+
 
 @dataclass(frozen=True)
 class Table:
@@ -78,7 +80,7 @@ def written(value: Cell) -> str:
         ('0.1235', '−2.5e−08', '5000', 'GD', 'NaN')
     """
     if isinstance(value, str):
-        return value
+        return _STORED.get(value, value)
     return "NaN" if value != value else f"{value:.4g}".replace("-", "−")
 
 

@@ -101,7 +101,7 @@ def claims_table(name: str, claims: Sequence[Claim], found: Iterable[Found], cap
         caption: What is listed; how it was computed is added.
     """
     lines: list[tuple[Cell, ...]] = []
-    theirs = [claim for claim in claims if claim.printed]
+    theirs = [claim for claim in claims if claim.printed or claim.sign]
     for one in found:
         tests = {claim: test for claim in claims if (test := claim.difference(one).test) is not None}
         family = [claim for claim in theirs if claim in tests]
@@ -113,8 +113,8 @@ def claims_table(name: str, claims: Sequence[Claim], found: Iterable[Found], cap
     how = (
         "Paired over seeds; Student intervals of differences, Fieller's of changes in percent, exact sign-flip tests. "
         f"Agrees, opposite: shown at 5 %, uncorrected, with the sign of the paper's number or against it. Holm: p "
-        f"corrected for the {len(theirs)} lines that the paper has, which shows nothing with fewer than "
-        f"{min_seeds(comparisons=len(theirs))} seeds."
+        f"corrected for the {len(theirs)} lines that the paper claims, which shows nothing with fewer than "
+        f"{min_seeds(comparisons=max(1, len(theirs)))} seeds."
     )
     return Table(name, COLUMNS, tuple(lines), f"{caption} {how}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from flatmin_lab.recipes.nso2024 import published
@@ -56,12 +57,21 @@ _GRIDS = {"sam": (0.01, 0.02, 0.05), "nso": (0.008, 0.01, 0.014)}
 _METRICS = {"trace": 0, "top_eigenvalue": 1, "test_accuracy": 2}
 """A field of a run to its place among the printed numbers."""
 
+
+def _printed(metric: str, other: str) -> float | str:
+    """What the paper has for NSO against another row, in the mean over its data sets; it has no eigenvalue."""
+    numbers = [(rows["nso"], rows[_METHODS[other]]) for rows in published.TABLE_5.values()]
+    if metric == "trace":
+        return fmean(100 * (nso[0] / theirs[0] - 1) for nso, theirs in numbers)
+    return fmean(nso[2] - theirs[2] for nso, theirs in numbers) if metric == "test_accuracy" else ""
+
+
 CLAIMS = tuple(
-    Claim(f"NSO over {other}", metric, NSO, other, relative=relative, sign=sign)
+    Claim(f"NSO over {other}", metric, NSO, other, _printed(metric, other), relative=relative, sign=sign)
     for other in (BASE, SAM)
     for metric, relative, sign in (
         ("trace", True, -1),
-        ("top_eigenvalue", True, -1),
+        ("top_eigenvalue", True, 0),
         ("test_accuracy", False, 1),
         ("test_loss", False, 0),
     )
@@ -85,7 +95,12 @@ def table5(size: str, seed: int, watch: Watch, folder: Path, tasks: Sequence[str
     found = study(SIZES, _rows, size=size, seed=seed, watch=watch, folder=folder, tasks=tasks)
     return Outcome(
         tables=(
-            claims_table("claims", CLAIMS, found, "What the paper claims, and what was found."),
+            claims_table(
+                "claims",
+                CLAIMS,
+                found,
+                "What the paper claims, in the mean over its three data sets, and what was found.",
+            ),
             *(_table(one, metric) for one in found for metric in _METRICS),
         ),
         figures={f"table5-{one.scale.task}": _drawer(one) for one in found},
