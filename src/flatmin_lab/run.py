@@ -15,6 +15,7 @@ from flatmin.errors import ArgumentError
 from flatmin_lab.seeds import derive
 from flatmin_lab.tasks import task
 from flatmin_lab.train.checkpoint import Checkpoints, restore
+from flatmin_lab.train.ranks import Alone
 from flatmin_lab.training import Trained, Training
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 
 
 def train(
-    spec: RunSpec, *, state: Mapping[str, Any] | None = None, checkpoints: Checkpoints | None = None
+    spec: RunSpec,
+    *,
+    state: Mapping[str, Any] | None = None,
+    checkpoints: Checkpoints | None = None,
+    ranks: Alone | None = None,
 ) -> Generator[Point, None, Trained]:
     """Train as ``spec`` says. One specification gives the same numbers bit for bit on one thread of one machine.
 
@@ -35,6 +40,7 @@ def train(
         spec: What to train.
         state: A checkpoint of this run to go on from.
         checkpoints: Where checkpoints are kept; nowhere if not given.
+        ranks: The processes that share the run and each call this; this one alone if not given.
 
     Yields:
         About as many points of the history as the task wants; those up to ``state`` are not told again.
@@ -48,7 +54,7 @@ def train(
     """
     device = usable_device(spec.device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        training = Training(spec, device, network(spec))
+        training = Training(spec, device, network(spec), ranks)
         if state is not None:
             restore(training, state)
         yield from training.steps(checkpoints or Checkpoints())

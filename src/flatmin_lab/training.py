@@ -21,6 +21,7 @@ from flatmin_lab.sharpness import trace_and_gap
 from flatmin_lab.spec import Point, RunResult, RunSpec
 from flatmin_lab.tasks import Task, task
 from flatmin_lab.train.checkpoint import Checkpoints, state_of
+from flatmin_lab.train.ranks import Alone
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,16 +38,25 @@ class Trained:
 
 
 class Training:
-    """The state of one run while it trains."""
+    """The state of one run while it trains.
 
-    def __init__(self, spec: RunSpec, device: torch.device, model: nn.Module) -> None:
+    Args:
+        spec: The run.
+        device: Where it trains.
+        model: The network as it starts.
+        ranks: The processes that share the run; this one alone if not given.
+    """
+
+    def __init__(self, spec: RunSpec, device: torch.device, model: nn.Module, ranks: Alone | None = None) -> None:
         self.spec, self.device = spec, device
         self.task: Task = task(spec.task)
         self.method: Method = method(spec.method)
         self.setting = self.task.setting.changed(spec.changes)
         self.splits: Splits = self.task.load(spec.seed).to(device)
-        self.model = model
-        torch.manual_seed(derive(spec.seed, "forward passes"))
+        self.ranks = ranks or Alone()
+        self.model = model = self.ranks.spread(model)
+        self.network = self.ranks.network(model)
+        torch.manual_seed(derive(spec.seed, self.ranks.purpose("forward passes")))
         self.num_steps = spec.budget // self.method.evaluations_per_step
         given = Ingredients(
             base=self.setting.base(model.parameters()),
@@ -78,7 +88,7 @@ class Training:
             if self.steps_made % between == 0 or self.steps_made == self.num_steps:
                 self.history.append(self._point())
                 yield self.history[-1]
-            if checkpoints.is_due():
+            if self.ranks.any(checkpoints.is_due()):
                 checkpoints.save(state_of(self))
 
     def _step(self) -> None:
@@ -90,32 +100,36 @@ class Training:
             self.optimizer.zero_grad()
             total = torch.zeros((), device=batch.targets.device)
             for piece in pieces:
-                loss = self.loss(outputs(self.model, piece.inputs), piece.targets)
-                self._require_finite(float(loss.detach()))
-                share = loss if len(pieces) == 1 else loss * (len(piece) / len(batch))
-                share.backward()
-                total += share.detach()
+                part, weight = self.ranks.share(piece)
+                loss = self.loss(outputs(self.model, part.inputs), part.targets)
+                seen = self.ranks.mean(loss.detach() * weight)
+                self._require_finite(float(seen))
+                share = len(piece) / len(batch)
+                (loss if share * weight == 1 else loss * (share * weight)).backward()
+                total += seen * share
             if self.penalty is not None:
                 self.penalty().backward()
             return total
 
-        begin = time.perf_counter()
+        begin, broken = time.perf_counter(), None
         try:
             self.optimizer.step(closure)
         except NonFiniteError as error:
-            raise self._diverged("the gradient became infinite or NaN") from error
+            broken = error
+        if self.ranks.any(broken is not None):  # the gradient of one shard may be, and that of others not
+            raise self._diverged("the gradient became infinite or NaN") from broken
         self.schedule.step()
         self.seconds += time.perf_counter() - begin
 
     @torch.no_grad()
     def _score(self, split: Split) -> tuple[float, float]:
         """Mean loss and metric in evaluation mode; draws nothing and changes nothing."""
-        was_training = self.model.training
-        self.model.eval()
+        was_training = self.network.training
+        self.network.eval()
         try:
-            return self.task.score(self.model, split, self.task.measuring.batch_size)
+            return self.task.score(self.network, split, self.task.measuring.batch_size)
         finally:
-            self.model.train(was_training)
+            self.network.train(was_training)
 
     def _point(self) -> Point:
         train_loss, train_accuracy = self._score(self.splits.train)
@@ -140,7 +154,7 @@ class Training:
             return {}
         test_loss, test_accuracy = self._score(self.splits.test)
         on = self.task.measured(self.splits.train)
-        found = trace_and_gap(self.model, self.task, on, sigma=sigma, seed=self.spec.seed)
+        found = trace_and_gap(self.network, self.task, on, sigma=sigma, seed=self.spec.seed)
         return {"test_loss": test_loss, "test_accuracy": test_accuracy, **found}
 
     def finish(self) -> Trained:
@@ -169,7 +183,8 @@ class Training:
             splits=self.splits.digest,
             history=tuple(self.history),
         )
-        weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+        whole = self.ranks.whole(self.network.state_dict())
+        weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in whole.items()}
         return Trained(result, weights)
 
     def _require_finite(self, loss: float) -> None:

@@ -3,8 +3,11 @@
 import dataclasses
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from flatmin.errors import ArgumentError
+from flatmin.errors import ArgumentError, RankError
 from flatmin_lab import cli, run
 from flatmin_lab.commands.train import MethodFlags, Train
 from flatmin_lab.data.splits import Split, Splits
-from flatmin_lab.errors import LockedError, StoreError
+from flatmin_lab.errors import LabError, LockedError, StoreError
 from flatmin_lab.lock import FolderLock
 from flatmin_lab.methods import METHODS
 from flatmin_lab.spec import Changes, RunResult, RunSpec
@@ -24,6 +27,8 @@ from flatmin_lab.tasks import TASKS
 from flatmin_lab.train.checkpoint import Checkpoints, KeptCheckpoints
 from flatmin_lab.train.config import MethodConfig, TrainConfig, read_config
 from flatmin_lab.train.folder import RunFolder, read_metrics
+from flatmin_lab.train.ranks import told_by_rank
+from launch import require_success
 from small_runs import ENVIRONMENT, VALUES, driven, run_spec
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "digits.toml"
@@ -413,3 +418,73 @@ def test_a_checkpoint_of_other_code_is_not_gone_on_from(tmp_path, monkeypatch):
     monkeypatch.setattr("flatmin_lab.train.checkpoint.code_digest", lambda: "other")
     with pytest.raises(StoreError, match=r"checkpoint\.pt was made by other code.*delete the file to begin again"):
         kept.load()
+
+
+# --- several processes ---
+
+
+def test_two_ranks_equal_one_process(tmp_path):
+    """Replicas and shards, whole and resumed: see train_ranks.py."""
+    require_success("train_ranks.py", tmp_path)
+
+
+def test_a_process_that_torchrun_did_not_start(capsys, tmp_path):
+    status, _, errors = flatmin(capsys, *FLAGS, "--parallel", "ddp", "--out", tmp_path / "out")
+    assert status == 2
+    assert "parallel is 'ddp', but torchrun did not start this process" in errors
+    assert "torchrun --nproc-per-node 2 -m flatmin_lab train RUN.toml --parallel ddp" in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_processes_that_would_make_the_same_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, _, errors = flatmin(capsys, *FLAGS, "--out", tmp_path)
+    assert status == 2
+    assert "torchrun started 2 processes, but parallel is 'none'" in errors
+
+
+def test_messages_say_whose_they_are(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(LabError, match=r"^rank 1: value is 3\.$"), told_by_rank():
+        raise ArgumentError("value is 3.")
+    with pytest.raises(SystemExit) as caught, told_by_rank():
+        raise RankError("another rank failed.")
+    assert caught.value.code == 2
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(RankError), told_by_rank():
+        raise RankError("another rank failed.")
+
+
+def test_shards_have_no_curvature_along_the_way(file, monkeypatch):
+    former = TASKS["digits-tiny"]
+    along = dataclasses.replace(former.measuring, along=0.01)
+    monkeypatch.setitem(TASKS, "digits-tiny", dataclasses.replace(former, measuring=along))
+    with pytest.raises(ArgumentError, match=r"parallel is 'fsdp'.*'digits-tiny' measures curvature.*--parallel ddp"):
+        read_config(file, {"parallel": "fsdp"}).check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_torchrun_is_killed_goes_on_and_ends_as_one_process(parallel, tmp_path):
+    out = tmp_path / "out"
+    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = ["train", *FLAGS[:-1], "400", "--parallel", parallel, "--checkpoint-seconds", "0.1", "--out", out, "--json"]
+    run_all = [*torchrun, "-m", "flatmin_lab", *map(str, words)]
+    process = subprocess.Popen(run_all, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 300
+    while not (out / "checkpoint.pt").exists() or not (out / "metrics.jsonl").read_text():
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(int((out / ".lock").read_text()), signal.SIGKILL)  # the first rank
+    assert process.wait(timeout=120) != 0  # and torchrun ends the other
+    assert not (out / "result.json").exists()
+    done = subprocess.run(run_all, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["gradient_evaluations"] == 400
+    assert json.loads((out / "environment.json").read_bytes())["ranks"] == f"2 ({parallel})"
+    expected = driven(run.train(run_spec("nso", task="digits-tiny", budget=400)))[1]
+    found = load_file(out / "weights.safetensors")
+    assert all(torch.allclose(found[k], v, rtol=1e-3, atol=1e-4) for k, v in expected.weights.items())

@@ -83,12 +83,16 @@ class Train:
         from flatmin_lab.errors import LabError
         from flatmin_lab.train.config import read_config
         from flatmin_lab.train.progress import RunBar
+        from flatmin_lab.train.ranks import told_by_rank
         from flatmin_lab.train.single import run_single
 
-        config = read_config(self.file, self._given())
-        folder = config.folder if self.out is None else self.out
-        with RunBar(Console(stderr=True)) as bar:
-            result = run_single(config, folder, bar)
+        with told_by_rank():
+            config = read_config(self.file, self._given())
+            folder = config.folder if self.out is None else self.out
+            with RunBar(Console(stderr=True)) as bar:
+                result = run_single(config, folder, bar)
+        if result is None:  # the first rank tells
+            return
         _present(result, folder, as_json=self.json)
         if result.status == "diverged":
             raise LabError(result.message)

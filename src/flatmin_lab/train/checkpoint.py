@@ -13,6 +13,7 @@ from flatmin_lab.environment import code_digest
 from flatmin_lab.errors import StoreError
 from flatmin_lab.shelf import Shelf
 from flatmin_lab.spec import Point
+from flatmin_lab.train.shards import part, parted
 
 if TYPE_CHECKING:
     from flatmin_lab.training import Training
@@ -42,7 +43,7 @@ class KeptCheckpoints(Checkpoints):
         note: Told in one line about a checkpoint that cannot be read; training then begins again.
     """
 
-    def __init__(self, folder: Path, seconds: float, note: Callable[[str], object] = lambda _: None) -> None:
+    def __init__(self, folder: Path, seconds: float = 0.0, note: Callable[[str], object] = lambda _: None) -> None:
         self._shelf = Shelf(folder, note)
         self._seconds = seconds
         self._saved = time.monotonic()
@@ -84,19 +85,19 @@ def state_of(training: Training) -> dict[str, Any]:
     pulls to follow from the seed.
 
     Args:
-        training: The run.
+        training: The run. All its ranks call this: what is sharded is gathered.
 
     Returns:
         Tensors, numbers, texts, and lists and dicts of them.
     """
-    attachment = training.attachment
+    attachment, ranks = training.attachment, training.ranks
     return {
-        "model": training.model.state_dict(),
-        "optimizer": training.optimizer.state_dict(),
+        "model": ranks.whole(training.network.state_dict()),
+        "optimizer": ranks.whole(training.optimizer.state_dict()),
         "attachment": None if attachment is None else attachment.state_dict(),
         "schedule": training.schedule.state_dict(),
         "augmentation": training.augmenting.get_state(),
-        "random": _random_states(training.device),
+        "random": ranks.each(_random_states(training.device)),
         "steps": training.steps_made,
         "evaluations": training.evaluations,
         "seconds": training.seconds,
@@ -111,17 +112,27 @@ def restore(training: Training, state: Mapping[str, Any]) -> None:
         training: The run.
         state: What `state_of` returned for the other.
     """
-    training.model.load_state_dict(state["model"])
-    training.optimizer.load_state_dict(state["optimizer"])
+    training.network.load_state_dict(parted(state["model"], training.network.state_dict()))
+    training.optimizer.load_state_dict(_of_this_rank(training, state["optimizer"]))
     if training.attachment is not None:
         training.attachment.load_state_dict(state["attachment"])
     training.schedule.load_state_dict(state["schedule"])
     training.augmenting.set_state(state["augmentation"])
-    _set_random_states(state["random"])
+    if training.ranks.rank < len(state["random"]):  # a rank that is new begins a stream of its own
+        _set_random_states(state["random"][training.ranks.rank])
     for _ in range(state["steps"]):
         next(training.order)
     training.steps_made, training.evaluations = state["steps"], state["evaluations"]
     training.seconds, training.history = state["seconds"], history_in(state)
+
+
+def _of_this_rank(training: Training, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of an optimizer, what belongs to sharded parameters being sharded as they are."""
+    parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    own = dict(zip(numbers, parameters, strict=True))
+    parts = {n: {name: part(value, own[n]) for name, value in values.items()} for n, values in state["state"].items()}
+    return {**state, "state": parts}
 
 
 def history_in(state: Mapping[str, Any]) -> list[Point]:

@@ -14,6 +14,7 @@ from flatmin.checks import choice
 from flatmin.errors import ArgumentError
 from flatmin_lab.methods import METHODS, method
 from flatmin_lab.spec import Arm, Changes, RunSpec, Study, Value
+from flatmin_lab.tasks import task
 
 Parallel = Literal["none", "ddp", "fsdp"]
 """How processes share a run: one alone; replicas of the network; shards of the network."""
@@ -83,6 +84,11 @@ class TrainConfig(Value):
         spec = self.spec
         arm = Arm(task=spec.task, method=spec.method, budget=spec.budget)
         check(Study(arms=(arm,), seeds=1, device=spec.device), workers=1)
+        if self.parallel == "fsdp" and task(spec.task).measuring.along is not None:
+            raise ArgumentError(
+                f"parallel is 'fsdp', but the task {spec.task!r} measures curvature along the way, which shards of a "
+                "network have no second derivatives for. Take --parallel ddp."
+            )
 
     def toml(self) -> str:
         """Return the file that says this; the two tables come last."""

@@ -101,12 +101,15 @@ class RunFolder(Store):
                 f"{self.folder} was begun for another run: {'; '.join(differing)}. Choose another folder with --out."
             )
 
-    def _tell_changes(self) -> None:
-        path, here = self.folder / "environment.json", environment()
+    def environment(self) -> dict[str, str]:
+        """What the run was trained with, as far as that is known."""
         try:
-            former = json.loads(path.read_bytes())
+            return dict(json.loads((self.folder / "environment.json").read_bytes()))
         except (OSError, ValueError):
-            return
+            return environment()
+
+    def _tell_changes(self) -> None:
+        former, here = self.environment(), environment()
         changed = [f"{k} {former[k]} (now {v})" for k, v in here.items() if former.get(k, v) != v]
         if changed:
             self.note(f"{self.folder} was begun with {', '.join(changed)}: numbers may differ in the last digits.")

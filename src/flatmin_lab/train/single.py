@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,17 +14,18 @@ from flatmin_lab.environment import environment
 from flatmin_lab.errors import DivergedError
 from flatmin_lab.job import Job, Outcome, execute
 from flatmin_lab.run import train
-from flatmin_lab.spec import Point, RunResult, RunSpec
+from flatmin_lab.spec import Point, RunResult
 from flatmin_lab.train.checkpoint import KeptCheckpoints, history_in
 from flatmin_lab.train.folder import RunFolder
+from flatmin_lab.train.ranks import Alone, joined
 
 if TYPE_CHECKING:
     from flatmin_lab.train.config import TrainConfig
     from flatmin_lab.train.progress import RunBar
 
 
-def run_single(config: TrainConfig, folder: Path, bar: RunBar) -> RunResult:
-    """Train and measure what is not yet stored.
+def run_single(config: TrainConfig, folder: Path, bar: RunBar) -> RunResult | None:
+    """Train and measure what is not yet stored. All processes of a run call this; the first one writes and measures.
 
     Args:
         config: The run.
@@ -30,47 +33,67 @@ def run_single(config: TrainConfig, folder: Path, bar: RunBar) -> RunResult:
         bar: Told about everything that happens.
 
     Returns:
-        The result, from the folder if the run is finished; a run that diverged has one too.
+        The result, from the folder if the run is finished; a run that diverged has one too. None on other ranks than
+        the first.
 
     Raises:
         FlatminError: The run cannot be made, or the folder is in use, holds another run, or cannot be written.
     """
-    config.check()
-    with RunFolder(folder, bar.note) as store:
-        store.claim(config)
-        checkpoints = KeptCheckpoints(folder, config.checkpoint_seconds, bar.note)
-        result = store.result(config.spec)
-        if result is None:
-            result = _trained(config.spec, store, checkpoints, bar)
-        checkpoints.clear()
+    with ExitStack() as held:
+        with joined(config.parallel, config.device) as ranks:
+            store = ranks.agreed(lambda: _taken(config, folder, bar, held, ranks))
+            result = ranks.of_first(store and store.result(config.spec))
+            if result is None:
+                result = _trained(config, store, ranks, bar)
+        if store is None:
+            return None
+        KeptCheckpoints(folder).clear()
         if config.measure and result.status == "finished" and result.trace is None:
-            result = _measured(result, store, bar)
+            result = _measured(result, store, bar)  # the other ranks need not wait
         return result
 
 
-def _trained(spec: RunSpec, store: RunFolder, checkpoints: KeptCheckpoints, bar: RunBar) -> RunResult:
-    here, state = environment(), checkpoints.load()
-    store.start(() if state is None else history_in(state), here)
-    bar.begin(spec, 0 if state is None else state["evaluations"])
-    course = train(spec, state=state, checkpoints=checkpoints)
+def _taken(config: TrainConfig, folder: Path, bar: RunBar, held: ExitStack, ranks: Alone) -> RunFolder | None:
+    """The folder, on the first rank, once it is sure that the run can be made."""
+    config.check()
+    if ranks.rank:
+        return None
+    store = held.enter_context(RunFolder(folder, bar.note))
+    store.claim(config)
+    return store
+
+
+def _trained(config: TrainConfig, store: RunFolder | None, ranks: Alone, bar: RunBar) -> RunResult:
+    spec, here = config.spec, environment()
+    if ranks.world > 1:
+        here["ranks"] = f"{ranks.world} ({config.parallel})"
+    kept = None if store is None else KeptCheckpoints(store.folder, config.checkpoint_seconds, bar.note)
+    state = ranks.of_first(ranks.agreed(lambda: kept and kept.load()))
+    if store is not None:
+        store.start(() if state is None else history_in(state), here)
+        bar.begin(spec, 0 if state is None else state["evaluations"])
+    course = train(spec, state=state, checkpoints=kept, ranks=ranks)
     try:
         while True:
             point = next(course)
-            store.add(point)
-            bar.point(point)
+            if store is not None:
+                store.add(point)
+                bar.point(point)
     except StopIteration as end:
         outcome = Outcome(end.value.result, safetensors.torch.save(end.value.weights), environment=here)
     except DivergedError as error:
         used, seconds = error.gradient_evaluations, error.seconds
-        outcome = Outcome(RunResult.diverged(spec, str(error), gradient_evaluations=used, seconds=seconds))
-    store.save(outcome)
+        diverged = RunResult.diverged(spec, str(error), gradient_evaluations=used, seconds=seconds)
+        outcome = Outcome(diverged, environment=here)
+    if store is not None:
+        store.save(outcome)
     return outcome.result
 
 
 def _measured(result: RunResult, store: RunFolder, bar: RunBar) -> RunResult:
     bar.measuring(result.spec)
     outcome = _end(execute(Job(result.spec, result, store.weights(result.spec), measure=True)))
-    store.save(outcome)
+    store.save(replace(outcome, environment=store.environment()))
     return outcome.result
 
 
