@@ -16,7 +16,7 @@ from flatmin.optim.patterns import Radius
 from flatmin.perturb import Probe
 
 try:
-    from accelerate import Accelerator
+    from accelerate import Accelerator  # pyright: ignore[reportMissingImports]  (optional)
 except ModuleNotFoundError as error:
     raise missing("accelerate", "pip install 'flatmin[hf]'") from error
 
