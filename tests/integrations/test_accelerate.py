@@ -9,7 +9,7 @@ import flatmin as fm
 from integrations.tasks import digits, network, steps_of
 from problems import same, snapshot
 
-accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed (the extra hf)")
+accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed (the extra trainer)")
 
 from flatmin.integrations.accelerate import attach, probes  # noqa: E402
 

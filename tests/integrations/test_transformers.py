@@ -8,7 +8,7 @@ from integrations.tasks import batches, bert, gpt2, image_examples, language_exa
 from problems import same, snapshot
 from reference.draws import noise
 
-transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra hf)")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra trainer)")
 pytest.importorskip("accelerate", reason="accelerate is not installed, which the Trainer needs")
 
 from flatmin.integrations.arguments import FlatMinimaArguments  # noqa: E402

@@ -18,7 +18,7 @@ from flatmin.perturb import Probe
 try:
     from accelerate import Accelerator  # pyright: ignore[reportMissingImports]  (optional)
 except ModuleNotFoundError as error:
-    raise missing("accelerate", "pip install 'flatmin[hf]'") from error
+    raise missing("accelerate", "pip install 'flatmin[trainer]'") from error
 
 
 def probes(accelerator: Accelerator, optimizer: Optimizer) -> Iterator[Probe]:

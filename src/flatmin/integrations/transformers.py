@@ -22,7 +22,7 @@ from flatmin.perturb import Hosts
 try:
     from transformers import Trainer, TrainerCallback
 except ModuleNotFoundError as error:
-    raise missing("transformers", "pip install 'flatmin[hf]'") from error
+    raise missing("transformers", "pip install 'flatmin[trainer]'") from error
 
 if TYPE_CHECKING:
     _Base = Trainer
