@@ -9,23 +9,19 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
-
-import torch
-from torch import nn
 
 from flatmin.curvature.results import TraceEstimate
 from flatmin.errors import ArgumentError, ArgumentTypeError
-from flatmin.integrations.shared import loss_of_step, method_within, missing, require_mini_batch, trace_entries
+from flatmin.integrations.shared import method_within, missing, require_mini_batch, trace_entries
 from flatmin.optim import Attachment, Perturbed, attach
 from flatmin.optim.patterns import Radius
 from flatmin.perturb import Probe
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
-    from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
+
+    from flatmin.integrations.lightning_loop import probing, reroute, step_after_closure
 except ModuleNotFoundError as error:
     raise missing("lightning", "pip install 'lightning>=2.6.6'") from error
 
@@ -102,7 +98,7 @@ class AttachCallback(_TraceCallback):
             self._state = None
         if called is pl_module:
             self._rerouted = pl_module
-            _reroute(pl_module)
+            reroute(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Take the hooks away; the weights are clean."""
@@ -163,9 +159,9 @@ class ProbesCallback(_TraceCallback):
             )
         self._method = methods[0]
         for method in methods:
-            self._replace(method, "step", _step_after_closure(method.step))
+            self._replace(method, "step", step_after_closure(method.step))
         loop = trainer.fit_loop.epoch_loop.automatic_optimization
-        self._replace(loop, "_make_closure", functools.partial(_probing, trainer, loop._make_closure))
+        self._replace(loop, "_make_closure", functools.partial(probing, trainer, loop._make_closure))
 
     def _replace(self, owner: Any, name: str, value: Any) -> None:
         before = vars(owner).get(name)
@@ -215,104 +211,3 @@ def probes(module: LightningModule, optimizer: Any = None, *, loss_scale: float 
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     for probe in method.probes(scaler=scaler, loss_scale=loss_scale):
         yield require_mini_batch(probe, method)
-
-
-def _step_after_closure(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a ``step`` that calls its closure once, for all the points, and then steps with what is in ``.grad``."""
-
-    @functools.wraps(step)
-    def stepping(closure: Callable[[], Any] | None = None) -> Any:
-        loss = None if closure is None else closure()
-        step()
-        return loss
-
-    return stepping
-
-
-def _probing(trainer: Trainer, make: Callable[..., Closure], *args: Any, **kwargs: Any) -> Closure:
-    """Return Lightning's closure for one micro-batch, running at all the points of the method."""
-    closure = make(*args, **kwargs)
-    method = method_within(trainer.optimizers[0])
-    if method is None or closure._backward_fn is None:
-        return closure
-    return _ProbingClosure(trainer, method, closure)
-
-
-class _ProbingClosure(Closure):
-    def __init__(self, trainer: Trainer, method: Perturbed, plain: Closure) -> None:
-        super().__init__(plain._step_fn, plain._backward_fn, plain._zero_grad_fn)
-        self._trainer, self._method = trainer, method
-
-    @torch.enable_grad()
-    def closure(self, *args: Any, **kwargs: Any) -> ClosureResult:  # noqa: ARG002
-        if self._zero_grad_fn is not None:
-            self._zero_grad_fn()
-        trainer, method = self._trainer, self._method
-        results, seen = list[ClosureResult](), list[Probe]()
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        for probe in method.probes(scaler=scaler, loss_scale=1 / trainer.accumulate_grad_batches):
-            self._require_averaging(probe)
-            with require_mini_batch(probe, method), _unlogged(trainer, probe.number > 0):
-                results.append(self._at_this_point())
-            seen.append(probe)
-        losses = [result.loss for result in results if result.loss is not None]
-        return ClosureResult(loss_of_step(losses, seen), extra=results[0].extra)
-
-    def _at_this_point(self) -> ClosureResult:
-        result = self._step_fn()
-        if result.closure_loss is None or self._backward_fn is None:
-            raise ArgumentError(
-                "training_step returned None, which skips a batch, but the points of a method all need its loss. "
-                "Return a loss of zero: (output * 0).sum()."
-            )
-        self._backward_fn(result.closure_loss)
-        return result
-
-    def _require_averaging(self, probe: Probe) -> None:
-        if probe.weight is None and self._trainer.world_size > 1 and self._trainer.accumulate_grad_batches > 1:
-            raise ArgumentError(
-                f"{type(self._method).__name__} looks into gradients, but with accumulate_grad_batches="
-                f"{self._trainer.accumulate_grad_batches} Lightning leaves those of the first micro-batches on each of "
-                f"{self._trainer.world_size} ranks, so that the ranks' weights would part. Set accumulate_grad_batches="
-                "1, take a noise method (fm.NSO), or manual optimization."
-            )
-
-
-@contextmanager
-def _unlogged(trainer: Trainer, hides: bool) -> Iterator[None]:
-    """Throw away what is logged in here, if ``hides``: it has been logged at the first point."""
-    loop = trainer.fit_loop.epoch_loop
-    kept = loop._results
-    if hides:
-        loop._results = _ResultCollection(training=True)
-        loop._results.batch, loop._results.batch_size = kept.batch, kept.batch_size
-    try:
-        yield
-    finally:
-        loop._results = kept
-
-
-def _reroute(module: LightningModule) -> None:
-    """Have calls of ``training_step`` go through the module itself, whose hooks Lightning goes past otherwise."""
-    step = module.training_step
-
-    @functools.wraps(step)
-    def training_step(*args: Any, **kwargs: Any) -> Any:
-        own = vars(module).get("forward")
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            put_back()
-            return step(*args, **kwargs)
-
-        def put_back() -> None:
-            vars(module).pop("forward", None)
-            if own is not None:
-                vars(module)["forward"] = own
-
-        vars(module)["forward"] = forward
-        try:
-            return nn.Module.__call__(module, *args, **kwargs)
-        finally:
-            put_back()
-
-    vars(module)["training_step"] = training_step
