@@ -23,8 +23,8 @@ METHODS = {
     "rsam": lambda base: fm.RSAM(base, rho=0.05, sigma=0.01),
 }
 NOISE = ("nso", "nso-mixed", "wpsgd")
-# To Accelerate ASAM is SAM, and WP-SGD is NSO: they differ in what the library's own tests see.
-SLOW = ("asam", "wpsgd")
+# To Accelerate ASAM is SAM, USAM is RSAM and WP-SGD is NSO: they differ in what the library's own tests see.
+SLOW = ("asam", "usam", "wpsgd")
 every_method = pytest.mark.parametrize(
     "method", [pytest.param(method, marks=[pytest.mark.slow] * (method in SLOW)) for method in METHODS]
 )

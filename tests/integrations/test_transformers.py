@@ -27,8 +27,8 @@ SETTINGS = {
     "rsam": {"rho": 0.05, "sigma": 0.01},
 }
 CLASSES = {"nso": fm.NSO, "wpsgd": fm.WPSGD, "sam": fm.SAM, "usam": fm.USAM, "asam": fm.ASAM, "rsam": fm.RSAM}
-# To the frameworks ASAM is SAM, and WP-SGD is NSO: they differ in what the library's own tests see.
-SLOW = ("asam", "wpsgd")
+# To the frameworks ASAM is SAM, USAM is RSAM and WP-SGD is NSO: they differ in what the library's own tests see.
+SLOW = ("asam", "usam", "wpsgd")
 every_method = pytest.mark.parametrize(
     "method", [pytest.param(method, marks=[pytest.mark.slow] * (method in SLOW)) for method in SETTINGS]
 )
@@ -364,7 +364,7 @@ class Attached(transformers.TrainerCallback):
         self.modules.append(self.callback.handle.model)
 
 
-@pytest.mark.parametrize("method", ["nso", pytest.param("sam", marks=pytest.mark.slow), "callback"])
+@pytest.mark.parametrize("method", [*(pytest.param(m, marks=pytest.mark.slow) for m in ("nso", "sam")), "callback"])
 def test_a_compiled_model_trains_as_an_eager_one(method, tmp_path):
     results = []
     for compiled in (False, True):
