@@ -23,7 +23,7 @@ try:
 
     from flatmin.integrations.lightning_loop import probing, reroute, step_after_closure
 except ModuleNotFoundError as error:
-    raise missing("lightning", "pip install 'lightning>=2.6.6'") from error
+    raise missing("lightning", "pip install 'flatmin[lightning]'") from error
 
 
 class _TraceCallback(Callback):
