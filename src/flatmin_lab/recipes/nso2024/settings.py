@@ -74,18 +74,19 @@ GROUNDS = {
 """Task to what these recipes know of it; the paper's have the sizes of its Table 3."""
 
 
-def sizes(paper: Sequence[str], *, seeds: int = 3) -> dict[str, tuple[Scale, ...]]:
+def sizes(paper: Sequence[str], *, seeds: int = 3, digits_seeds: int = 8) -> dict[str, tuple[Scale, ...]]:
     """The tasks of each size of a recipe.
 
     Args:
         paper: Those of the paper.
         seeds: How many the paper has.
+        digits_seeds: How many on the digits at `small`.
     """
     return {
         "toy": (Scale("digits-tiny", seeds=2, budget=24),),
         "small": (
-            Scale("digits-clean", seeds=8, budget=1200),
-            Scale("digits-noisy", seeds=8, budget=1200),
+            Scale("digits-clean", seeds=digits_seeds, budget=1200),
+            Scale("digits-noisy", seeds=digits_seeds, budget=1200),
             Scale("cifar10-jpeg75-resnet20", seeds=3, budget=400),
         ),
         "paper": paper_scales(paper, seeds=seeds),
