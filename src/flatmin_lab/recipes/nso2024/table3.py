@@ -26,7 +26,7 @@ WAYS = ("sgd", "ls", "sam", "usam", "asam", "rsam", "bsam", "nso")
 
 SIZES = {
     "toy": (Scale("digits-tiny", seeds=2, budget=24),),
-    "small": (Scale("cifar10-jpeg75-resnet20", seeds=6, budget=600),),
+    "small": (Scale("cifar10-jpeg75-resnet20", seeds=6, budget=400),),
     "paper": paper_scales(
         (
             "cifar10-resnet34",
