@@ -13,7 +13,7 @@ NAMES = """
     trace top_eigenvalues spectral_density layerwise diagonal frobenius_norm normalized_trace ggn_trace
     perturbation_gap layerwise_gap perturbation_trace measure is_flat
     TraceEstimate EigenPairs SpectralDensity LayerwiseResult DiagonalEstimate FrobeniusEstimate GGNTrace
-    GapEstimate PerturbationTrace Measurement Flatness
+    GapEstimate PerturbationTrace Measurement Flatness Monitor
     certify certify_draw Certificate
     Binomial Gaussian Laplace Rademacher Uniform
     bounds compat curvature flows gradient landscape problems schedules spread

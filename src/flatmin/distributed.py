@@ -17,6 +17,12 @@ from flatmin.errors import RankError
 from flatmin.vectors import plain_total
 
 
+def is_parallel() -> bool:
+    """Tell whether this is one of several processes that talk to each other."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Tell whether ``tensor`` is a ``DTensor``, without importing what defines it."""
     module = sys.modules.get("torch.distributed.tensor")  # no DTensor exists before this is imported
@@ -76,16 +82,32 @@ class ShardedTotal:
 
     def __call__(self, parts: Mapping[int, Tensor]) -> Tensor:
         """Return the global sum of ``parts`` (0-dim): one all-reduce for each mesh dimension that shards anything."""
-        by_layout: dict[tuple, dict[int, Tensor]] = {}
-        for position, part in parts.items():
-            by_layout.setdefault(shard_groups(self._parameters[position]), {})[position] = part
         totals: dict[int, Tensor] = {}
-        for number, (groups, members) in enumerate(by_layout.items()):
+        for number, (groups, members) in enumerate(self._by_layout(parts)):
             total = plain_total(members)
             for group in groups:
                 torch.distributed.all_reduce(total, group=group)
             totals[number] = total
         return plain_total(totals)
+
+    def each(self, parts: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Return the global value of each of ``parts`` (0-dim), by as many all-reduces."""
+        found = dict(parts)
+        for groups, members in self._by_layout(parts):
+            if groups:
+                first = next(iter(members.values()))
+                row = torch.stack([part.to(first.device) for part in members.values()])
+                for group in groups:
+                    torch.distributed.all_reduce(row, group=group)
+                found |= zip(members, row.unbind(), strict=True)
+        return found
+
+    def _by_layout(self, parts: Mapping[int, Tensor]) -> list[tuple[tuple, dict[int, Tensor]]]:
+        """Return ``parts`` by the process groups over which their parameters are split."""
+        by_layout: dict[tuple, dict[int, Tensor]] = {}
+        for position, part in parts.items():
+            by_layout.setdefault(shard_groups(self._parameters[position]), {})[position] = part
+        return list(by_layout.items())
 
 
 def shard_groups(parameter: Tensor) -> tuple:

@@ -92,7 +92,8 @@ def test_nothing_the_size_of_the_model_but_what_the_base_keeps(method, base):
     model = mlp()
     opt = method.build(base(model.parameters()), trace_window=10)
     train(opt, model, 2)
-    assert volume(opt.state_dict()) <= volume(opt.base.state_dict()) + 10
+    samples = 10 * len(list(model.parameters()))  # of the live trace: a number for each step and parameter tensor
+    assert volume(opt.state_dict()) <= volume(opt.base.state_dict()) + samples
     assert all(isinstance(key, torch.Tensor) for key in opt.state)  # no string keys, which break other libraries
 
 

@@ -1,4 +1,4 @@
-"""Measures of flatness: from losses alone, by its definition, and everything of a minimum in one call."""
+"""Measures of flatness: from losses alone, by its definition, everything of a minimum in one call, live in training."""
 
 from flatmin.measures.flatness import Flatness, is_flat
 from flatmin.measures.flow_limit import FlowLimit, gradient_flow_limit
@@ -6,8 +6,10 @@ from flatmin.measures.gap import GapEstimate, perturbation_gap
 from flatmin.measures.joint import measure
 from flatmin.measures.layerwise_gap import layerwise_gap
 from flatmin.measures.measurement import Measurement
+from flatmin.measures.monitor import Monitor, Tracker
 from flatmin.measures.perturbation_trace import PerturbationTrace, perturbation_trace
 from flatmin.measures.radius import find_rho, find_sigma
+from flatmin.measures.reading import Reading
 from flatmin.measures.rise import RadiusSearch
 
 __all__ = [
@@ -15,8 +17,11 @@ __all__ = [
     "FlowLimit",
     "GapEstimate",
     "Measurement",
+    "Monitor",
     "PerturbationTrace",
     "RadiusSearch",
+    "Reading",
+    "Tracker",
     "find_rho",
     "find_sigma",
     "gradient_flow_limit",

@@ -182,6 +182,14 @@ class Groups:
         everything = (parameter for group in self._groups for parameter in group["params"])
         return {i: parameter for i, parameter in enumerate(everything) if parameter.requires_grad}
 
+    def names(self) -> dict[str, tuple[int, Tensor]]:
+        """Return the trainable parameters by name, each with its position; one that is in no module goes by that."""
+        found: dict[str, tuple[int, Tensor]] = {}
+        for position, parameter in self.parameters().items():
+            name = self._named()[position].name or f"parameter {position}"
+            found[f"{name} ({position})" if name in found else name] = position, parameter
+        return found
+
     def positions(self) -> list[range]:
         """Return the positions of each group's parameters."""
         ends = itertools.accumulate((len(group["params"]) for group in self._groups), initial=0)

@@ -15,9 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatmin.curvature.layerwise.groups import Groups as Groupings
+from flatmin.curvature.layerwise.groups import grouped
+from flatmin.curvature.layerwise.results import LayerwiseResult
+from flatmin.curvature.layerwise.sampling import BlockTraces
+from flatmin.curvature.layerwise.traces import layer_rows
+from flatmin.curvature.layout import Layout
 from flatmin.curvature.results import TraceEstimate
+from flatmin.distributed import ShardedTotal
 from flatmin.perturb import Draw
-from flatmin.vectors import Total, accumulation_dtype, value_for
+from flatmin.vectors import accumulation_dtype, value_for
 
 
 class Observation:
@@ -49,7 +56,7 @@ class Observation:
 
 
 class LiveTrace:
-    """The latest samples of the Hessian trace, one row a step and one column a parameter group.
+    """The latest samples of the Hessian trace, one row a step and one column a parameter.
 
     Samples stay on the device of the parameters; nothing is synchronised until an estimate is read.
 
@@ -61,11 +68,11 @@ class LiveTrace:
         self.window = window
         self._samples: Tensor | None = None
         self._count = 0
-        self._pending: list[Tensor] | None = None
+        self._pending: Tensor | None = None
         self._is_partial = False
 
     def settle(
-        self, seen: Observation, groups: Sequence[range], total: Total, loss_scale: Callable[[Tensor], Tensor]
+        self, seen: Observation, num_parameters: int, total: ShardedTotal, loss_scale: Callable[[Tensor], Tensor]
     ) -> None:
         """Turn the evaluations of one loop over probes into one sample, which waits for :meth:`commit`.
 
@@ -73,7 +80,7 @@ class LiveTrace:
 
         Args:
             seen: What the evaluations of the loop gave.
-            groups: Parameter positions of each group.
+            num_parameters: Number of all parameters, those that stand still included.
             total: Adds partial sums over shards.
             loss_scale: What the loss was multiplied by, as a function that multiplies.
         """
@@ -81,10 +88,11 @@ class LiveTrace:
         means = seen.means()
         if not means or self._is_partial:
             return
-        sums = [total({i: means[i] for i in group if i in means}) for group in groups]
-        sums = [s / loss_scale(torch.ones((), dtype=torch.float32, device=s.device)) for s in sums]
-        earlier = self._pending or [torch.zeros_like(s) for s in sums]
-        self._pending = [a + b for a, b in zip(earlier, sums, strict=True)]
+        means = total.each(means)
+        zero = torch.zeros_like(next(iter(means.values())))
+        row = torch.stack([means.get(i, zero).to(zero.device) for i in range(num_parameters)])
+        row = row / loss_scale(torch.ones((), dtype=torch.float32, device=row.device))
+        self._pending = row if self._pending is None else self._pending + row
 
     def discard(self) -> None:
         """Forget the samples that have not been committed."""
@@ -99,22 +107,59 @@ class LiveTrace:
         if self._pending is None or self._is_partial:
             self.forget()
             return
-        device = self._pending[0].device
-        row = torch.stack([s.to(device) for s in self._pending])
+        row = self._pending
         if self._samples is None or self._samples.shape[1] != len(row):
-            self._samples = torch.empty(self.window, len(row), dtype=accumulation_dtype(device), device=device)
+            self._samples = row.new_empty(self.window, len(row), dtype=accumulation_dtype(row.device))
             self._count = 0
-        self._samples = self._samples.to(device)  # a checkpoint may have brought it from elsewhere
+        self._samples = self._samples.to(row.device)  # a checkpoint may have brought it from elsewhere
         self._samples[self._count % self.window] = row
         self._count += 1
         self.forget()
 
-    def estimates(self) -> tuple[TraceEstimate, tuple[TraceEstimate, ...]] | None:
-        """Return the estimate over all groups and that of each group, over the window; None if there is no sample."""
+    def _rows(self) -> Tensor | None:
+        """Return the samples on the CPU, which waits for them; None if there are none."""
         if self._samples is None or self._count == 0:
             return None
-        rows = self._samples[: min(self._count, self.window)].double().cpu()
-        return _estimate(rows.sum(1)), tuple(_estimate(column) for column in rows.T)
+        return self._samples[: min(self._count, self.window)].double().cpu()
+
+    def estimate(self) -> TraceEstimate | None:
+        """Return the estimate over all parameters and the window."""
+        rows = self._rows()
+        return None if rows is None else _estimate(rows.sum(1))
+
+    def group_estimates(self, groups: Sequence[range]) -> tuple[TraceEstimate, ...] | None:
+        """Return the estimate of each group, given as the positions of its parameters."""
+        rows = self._rows()
+        if rows is None or rows.shape[1] != groups[-1].stop:
+            return None  # samples of a checkpoint of another model, which the next step throws away
+        return tuple(_estimate(rows[:, group.start : group.stop].sum(1)) for group in groups)
+
+    def layers(self, parameters: Mapping[str, tuple[int, Tensor]], groups: Groupings) -> LayerwiseResult | None:
+        """Return the estimate of each layer with its share; layers that no noise has reached are left out.
+
+        Args:
+            parameters: Name to position and parameter.
+            groups: Which of them make a layer, see :func:`flatmin.layerwise`.
+        """
+        layers = grouped(Layout.of({name: parameter for name, (_, parameter) in parameters.items()}), groups)
+        rows = self._rows()
+        if rows is None or rows.shape[1] <= max(position for position, _ in parameters.values()):
+            return None
+        reached = rows.ne(0).any(0).tolist()
+        moved = {layer: tuple(n for n in names if reached[parameters[n][0]]) for layer, names in layers.items()}
+        layers = {layer: names for layer, names in moved.items() if names}
+        if not layers:
+            return None
+        positions = [[parameters[name][0] for name in names] for names in layers.values()]
+        samples = torch.stack([rows[:, columns].sum(1) for columns in positions], dim=1)
+        sizes = torch.tensor([sum(parameters[name][1].numel() for name in names) for names in layers.values()])
+        return LayerwiseResult(
+            quantity="trace",
+            layers=layer_rows(BlockTraces.of(samples), layers, sizes),
+            whole=_estimate(samples.sum(1)),
+            num_matvecs=len(samples),
+            route="live",
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the samples, a few numbers a step."""

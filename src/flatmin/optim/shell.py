@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypedDict
@@ -13,14 +14,16 @@ from torch.optim import Optimizer
 from flatmin import flows
 from flatmin.checks import choice, positive, whole
 from flatmin.curvature.results import TraceEstimate
-from flatmin.distributed import ShardedTotal, reshard, sharded_modules
+from flatmin.distributed import ShardedTotal, is_parallel, reshard, sharded_modules
 from flatmin.errors import ClosureError, ProbeError
 from flatmin.optim import guards
 from flatmin.optim.callers import Accumulated, is_idle, require_cleared, require_no_scaler, warn_of_plain_step
 from flatmin.optim.groups import Groups
 from flatmin.optim.live_trace import LiveTrace, Observation
+from flatmin.optim.noise_to_signal import NoiseToSignal
 from flatmin.optim.patterns import Owner, Radius, is_by_name, owners
 from flatmin.optim.ranks import RankPolicy, of_this_rank, require_policy
+from flatmin.optim.readings import Readings
 from flatmin.optim.wrapper import Wrapper
 from flatmin.perturb import BUFFER_POLICIES, BufferPolicy, Evaluation, Flow, FlowFunction, Hosts, Probe, all_within
 from flatmin.vectors import Vector, has_16_bits
@@ -36,7 +39,7 @@ class ShellOptions(TypedDict, total=False):
     model: nn.Module | None
 
 
-class Perturbed(Wrapper):
+class Perturbed(Readings, Wrapper):
     """A flow around a base optimizer; the named methods are this class with a flow and its hyperparameters.
 
     The radius (sigma or rho), the number of steps taken and the seed are entries of the parameter groups, beside
@@ -65,7 +68,7 @@ class Perturbed(Wrapper):
 
     _fields = (
         "_flow", "_groups", "_settings", "_buffers", "_common_randomness", "_finite", "_trace", "_ranks",
-        "_local_ascents",
+        "_local_ascents", "_evaluations",
     )  # fmt: skip
     _kept = (*Wrapper._kept, *_fields)
     _sees_loss_scale: ClassVar[bool] = False
@@ -96,6 +99,7 @@ class Perturbed(Wrapper):
         self._finite = guards.FiniteCheck(check_finite)
         window = whole("trace_window", trace_window, minimum=0, hint="It is a number of steps; 0 turns the trace off.")
         self._trace = LiveTrace(window)
+        self._evaluations = 0
         self._hosts = Hosts(model)
         self._groups = Groups(base, radii, seed, noise_scale=noise_scale, owners=self._owners)
         parameters = self._groups.parameters()
@@ -237,10 +241,20 @@ class Perturbed(Wrapper):
             local_ascents=self._local_ascents,
         )
         self._open, self._was_told_of_scaler = evaluation, owned or scaler is not None
-        yield from evaluation.probes(self._start)
-        self._trace.settle(seen, self._groups.positions(), total, scaler.scale if scaler else _identity)
+        yield from self._watched(evaluation.probes(self._start), parameters)
+        number = self._groups.positions()[-1].stop
+        self._trace.settle(seen, number, total, scaler.scale if scaler else _identity)
         self._receive(evaluation.extras, loss_scale)
         self._open, self._has_evaluated = None, True
+
+    def _watched(self, probes: Generator[Probe], parameters: Mapping[int, Tensor]) -> Generator[Probe]:
+        """Count the points as they are evaluated, and compare their gradients if that was asked for."""
+        comparison, self._comparison = self._comparison, None
+        with contextlib.closing(probes):
+            for probe in probes if comparison is None else comparison.through(probes, parameters):
+                yield probe
+                self._evaluations += 1
+        self._compared = comparison or self._compared
 
     def _begin(self) -> None:
         """Forget what earlier loops over probes gave that no step has used: a new step begins."""
@@ -327,17 +341,26 @@ class Perturbed(Wrapper):
         mini-batches, over all perturbed parameters. Steps whose gradients were accumulated without synchronisation
         over ranks (``no_sync``) give no sample.
         """
-        estimates = self._trace.estimates()
-        return None if estimates is None else estimates[0]
+        return self._trace.estimate()
+
+    def _observed(self) -> tuple[LiveTrace, Groups, NoiseToSignal | None]:
+        return self._trace, self._groups, self._compared
 
     @property
-    def group_trace_estimates(self) -> tuple[TraceEstimate, ...] | None:
-        """The same for each parameter group: traces of the diagonal blocks, which add up to the whole."""
-        estimates = self._trace.estimates()
-        return None if estimates is None else estimates[1]
+    def gradient_evaluations(self) -> int:
+        """The number of points whose gradients were taken, on this process; checkpoints carry it."""
+        return self._evaluations
+
+    def compare_gradients(self) -> None:
+        """Have the gradients at the points of the next step compared, for :attr:`noise_to_signal`.
+
+        That step takes two norms more for each point, and a copy of the gradients between its points. It does nothing
+        where several processes train: there the gradients of one point are nowhere by themselves.
+        """
+        self._comparison = None if is_parallel() else NoiseToSignal()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the base's state with the radii, the step, the seed and the samples of the live trace.
+        """Return the base's state with the radii, the step, the seed, the samples of the live trace and the counts.
 
         Nothing in it is the size of the model but what the base keeps (and the start, with an :class:`AutoSigma`), and
         it loads with ``weights_only=True``. Radii that are functions or mappings are left out: like a model's code they
@@ -346,7 +369,8 @@ class Perturbed(Wrapper):
         if self._open is not None and self._open.status == "open":
             self._abandon()  # a loop that was left but is still held: what is saved beside this must be clean
         schedules = [schedule.state_dict() for schedule in self._groups.stateful_schedules()]
-        return {**self._groups.state_dict(), "trace": self._trace.state_dict(), "schedules": schedules}
+        kept = {"trace": self._trace.state_dict(), "schedules": schedules, "evaluations": self._evaluations}
+        return {**self._groups.state_dict(), **kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned; a plain checkpoint of the base loads too.
@@ -354,8 +378,10 @@ class Perturbed(Wrapper):
         Radii are taken from the checkpoint, as ``lr`` is, but for those that are functions here: these stay.
         """
         self._abandon()
-        self._groups.load_state_dict({k: v for k, v in state_dict.items() if k not in ("trace", "schedules")})
+        own = ("trace", "schedules", "evaluations")
+        self._groups.load_state_dict({k: v for k, v in state_dict.items() if k not in own})
         self._trace.load_state_dict(state_dict.get("trace"))
+        self._evaluations = int(state_dict.get("evaluations", 0))
         states = state_dict.get("schedules", ())
         for schedule, state in zip(self._groups.stateful_schedules(), states, strict=False):
             schedule.load_state_dict(state)
@@ -365,6 +391,8 @@ class Perturbed(Wrapper):
         self._hosts = Hosts()
         self._open: Evaluation | None = None
         self._spent: Accumulated | None = None
+        self._comparison: NoiseToSignal | None = None  # to be made at the next step
+        self._compared: NoiseToSignal | None = None
         self._was_told_of_scaler, self._has_evaluated = True, False
         super().__setstate__(state)
         if state:

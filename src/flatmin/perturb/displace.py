@@ -156,7 +156,7 @@ class Displacer:
         self._prepare()
         before = dict(zip(self._here, self._snapshot, strict=True))
         found: dict[int, Tensor] = {}
-        for positions in _chunks(gradients, _CHUNK):
+        for positions in chunks(gradients, _CHUNK):
             moved = torch._foreach_sub([self._here[i] for i in positions], [before[i] for i in positions])
             offsets = Vector(dict(zip(positions, moved, strict=True)))
             found |= Vector({i: gradients[i] for i in positions}).inner_parts(offsets)
@@ -177,7 +177,7 @@ class Displacer:
         self._snapshot = None
 
 
-def _chunks(tensors: Mapping[int, Tensor], limit: int) -> Iterator[list[int]]:
+def chunks(tensors: Mapping[int, Tensor], limit: int) -> Iterator[list[int]]:
     """Yield positions in groups of at most ``limit`` elements, or of one tensor."""
     chunk, size = list[int](), 0
     for position, tensor in tensors.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,15 @@ class BlockTraces:
     values: Tensor
     covariance: Tensor
     samples: dict[int, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, draws: Tensor) -> BlockTraces:
+        """Return what ``draws`` (n, B), float64 on the CPU, tell of all blocks; errors are NaN for a single draw."""
+        n, blocks = draws.shape
+        covariance = (
+            torch.cov(draws.T).reshape(blocks, blocks) / n if n > 1 else draws.new_full((blocks,) * 2, math.nan)
+        )
+        return cls(draws.mean(dim=0), covariance, dict(enumerate(draws.T)))
 
     @property
     def variances(self) -> Tensor:

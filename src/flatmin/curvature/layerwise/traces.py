@@ -82,7 +82,7 @@ def block_traces(
     routes = ("" if plan.known is None else plan.known.route, operator.route if spent else "")
     return LayerwiseResult(
         quantity="normalized trace" if normalized else "trace",
-        layers=_rows(found, layers, sizes, unit),
+        layers=layer_rows(found, layers, sizes, unit),
         whole=_whole(found, float(sizes.sum()) if normalized else 1.0),
         num_matvecs=spent,
         gradients=operator.gradients - before,
@@ -138,7 +138,16 @@ def _known(plan: _Plan, layers: Layers) -> BlockTraces:
     return BlockTraces(values, covariance)
 
 
-def _rows(found: BlockTraces, layers: Layers, sizes: Tensor, unit: Tensor) -> tuple[Layer, ...]:
+def layer_rows(found: BlockTraces, layers: Layers, sizes: Tensor, unit: Tensor | None = None) -> tuple[Layer, ...]:
+    """Return a row a layer, shares with their errors by the delta method (see :func:`layerwise`).
+
+    Args:
+        found: The traces of the layers' blocks.
+        layers: Name to the names of the parameters.
+        sizes: Coordinates of each layer, (B,).
+        unit: What the values are divided by, (B,); nothing if not given.
+    """
+    unit = torch.ones(len(sizes), dtype=torch.float64) if unit is None else unit
     total = found.values.sum()
     shares = found.values / total  # NaN where nothing curves
     with_total = found.covariance.sum(dim=1)

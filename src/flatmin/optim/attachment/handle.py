@@ -12,9 +12,13 @@ from flatmin.curvature.results import TraceEstimate
 from flatmin.optim.attachment.micro_batches import MicroBatches
 from flatmin.optim.attachment.smoother import Smoother
 from flatmin.optim.attachment.trace import TraceWitness
+from flatmin.optim.groups import Groups
+from flatmin.optim.live_trace import LiveTrace
+from flatmin.optim.noise_to_signal import NoiseToSignal
+from flatmin.optim.readings import Readings
 
 
-class Attachment:
+class Attachment(Readings):
     """The handle of weight noise in a model's training forward passes. As a context manager it ends with the block.
 
     It need not be kept: the noise lasts as long as the model.
@@ -69,11 +73,16 @@ class Attachment:
         """
         return self._witness.trace_estimate
 
-    @property
-    def group_trace_estimates(self) -> tuple[TraceEstimate, ...] | None:
-        """The same for each parameter group."""
-        estimates = self._witness.trace.estimates()
-        return None if estimates is None else estimates[1]
+    def _observed(self) -> tuple[LiveTrace, Groups, NoiseToSignal | None]:
+        return self._witness.trace, self._micro_batches.groups, self._witness.compared
+
+    def compare_gradients(self) -> None:
+        """Have the gradients of the micro-batches of the next step compared, for :attr:`noise_to_signal`.
+
+        That step takes two norms more for each micro-batch, and a copy of the gradients between them. It does nothing
+        where several processes train.
+        """
+        self._witness.compare_gradients()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the optimizer's state does not carry: the samples of the trace, and schedules with a state."""

@@ -201,6 +201,7 @@ class Smoother(GraphWatch):
         if away is not None:
             away.end()
             if self._was_used:
+                self._witness.after_point(away)
                 self.micro_batches.advance()
         self._was_used = False
 

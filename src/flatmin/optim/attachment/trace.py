@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from flatmin.curvature.results import TraceEstimate
-from flatmin.distributed import GradientAveraging, ShardedTotal, is_sharded
+from flatmin.distributed import GradientAveraging, ShardedTotal, is_parallel, is_sharded
 from flatmin.optim.attachment.excursion import Excursion
 from flatmin.optim.attachment.micro_batches import MicroBatches
 from flatmin.optim.callers import is_called_by_scaler
 from flatmin.optim.live_trace import LiveTrace, Observation
+from flatmin.optim.noise_to_signal import NoiseToSignal
 from flatmin.perturb import Hosts
+from flatmin.perturb.gradients import current
 from flatmin.vectors import has_16_bits
 
 
@@ -37,6 +39,13 @@ class TraceWitness:
         self.trace = LiveTrace(window)
         self._micro_batches, self._scaler, self._hosts = micro_batches, scaler, hosts
         self._before: Mapping[int, Tensor] | None = None
+        self._comparison: NoiseToSignal | None = None  # of the step that is being made
+        self._has_passed = False  # a backward pass that was seen, since the last point
+        self.compared: NoiseToSignal | None = None
+
+    def compare_gradients(self) -> None:
+        """Compare the gradients of the micro-batches of the next step."""
+        self._comparison = None if is_parallel() else NoiseToSignal()
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -46,11 +55,14 @@ class TraceWitness:
     @property
     def trace_estimate(self) -> TraceEstimate | None:
         """The estimate over all groups."""
-        estimates = self.trace.estimates()
-        return None if estimates is None else estimates[0]
+        return self.trace.estimate()
 
     def before_backward(self, excursion: Excursion) -> None:
         """Note what ``.grad`` holds already."""
+        if self._comparison is not None:
+            present = current(excursion.parameters)
+            if not present or self._comparison.points == 0:  # what came before was thrown away
+                self._comparison.begin(present, 1.0)
         self._before = None
         parameters = excursion.parameters.values()
         if not self.trace.window or self._micro_batches.ranks != "shared" or has_16_bits(parameters):
@@ -61,13 +73,21 @@ class TraceWitness:
 
     def after_backward(self, excursion: Excursion) -> None:
         """Take what the pass has added to it."""
+        self._has_passed = True
         if self._before is None:
             return
         before, self._before = self._before, None
         after = {} if self._is_kept_back(excursion) else excursion.alignments()
         seen, scale = Observation(), self._scaler.scale if self._scaler else _identity
         seen(excursion.point, {i: a - before[i] if i in before else a for i, a in after.items()})
-        self.trace.settle(seen, self._micro_batches.groups.positions(), ShardedTotal(excursion.parameters), scale)
+        number = self._micro_batches.groups.positions()[-1].stop
+        self.trace.settle(seen, number, ShardedTotal(excursion.parameters), scale)
+
+    def after_point(self, excursion: Excursion) -> None:
+        """Take what all passes of a micro-batch together have added, if gradients are compared."""
+        if self._comparison is not None and self._has_passed:
+            self._comparison.add(current(excursion.parameters), 1.0)
+        self._has_passed = False
 
     def _is_kept_back(self, excursion: Excursion) -> bool:
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -80,8 +100,11 @@ class TraceWitness:
             self.trace.forget()
 
     def after_step(self) -> None:
-        """Take the sample."""
+        """Take the sample, and what was compared if anything was."""
         self.trace.commit()
+        if self._comparison is not None and self._comparison.points:
+            self._comparison.end()
+            self.compared, self._comparison = self._comparison, None
 
 
 def _identity(tensor: Tensor) -> Tensor:
