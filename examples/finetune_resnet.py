@@ -30,7 +30,7 @@ def digits(half: int) -> tuple[Tensor, Tensor]:
 
 
 def train(model: nn.Module, x: Tensor, y: Tensor, gradients: int, sigma: float, seed: int, file: Path) -> None:
-    """Train with noise of size sigma, none for SGD; in fp16 on a GPU, with a checkpoint every 50 steps."""
+    """Train with noise of size sigma, none for SGD; in fp16 on a GPU, with checkpoints."""
     base = torch.optim.SGD(model.to(DEVICE).train().parameters(), lr=0.02, momentum=0.9, weight_decay=1e-4)
     opt = fm.NSO(base, sigma=sigma, seed=seed) if sigma else fm.Plain(base)  # one loop for both
     steps = gradients // (2 if sigma else 1)
@@ -50,7 +50,7 @@ def train(model: nn.Module, x: Tensor, y: Tensor, gradients: int, sigma: float, 
         scaler.update()
         opt.zero_grad()
         schedule.step()
-        if (step + 1) % 50 == 0:
+        if (step + 1) % 50 == 0 or step + 1 == steps:
             torch.save({"step": step + 1} | {name: part.state_dict() for name, part in parts.items()}, file)
 
 

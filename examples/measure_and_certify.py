@@ -1,7 +1,7 @@
 """Measure how flat a checkpoint is, and certify the error of noisy copies of it.
 
-Needs `pip install 'flatmin[lab]'`. As it is, seconds on a CPU: the checkpoints that it reads it trains itself if they
-are not there, on scikit-learn's digits. With yours (state dicts as .safetensors or .pt) change `network` and `examples`:
+Needs `pip install 'flatmin[lab]'`. As it is, seconds on a CPU: checkpoints that are not there are trained first, on
+scikit-learn's digits. With yours (state dicts as .safetensors or .pt) change `network` and `examples`:
 
     python examples/measure_and_certify.py --checkpoint mine.safetensors --prior start.safetensors
 
