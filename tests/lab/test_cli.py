@@ -77,6 +77,7 @@ def test_commands_and_options_are_these():
         "Certify": ["what", "sigma", "delta", "passes", "seed", "data_root", "out", "json"],
         "Reproduce": ["name", "size", "seed", "out", "tasks", "runs", "list", "json"],
         "Report": ["folders", "out", "json"],
+        "Doctor": ["runs", "data_root", "json"],
     }
 
 

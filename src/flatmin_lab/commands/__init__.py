@@ -6,11 +6,12 @@ appears at once.
 
 from flatmin_lab.commands.certify import Certify
 from flatmin_lab.commands.compare import Compare
+from flatmin_lab.commands.doctor import Doctor
 from flatmin_lab.commands.measure import Measure
 from flatmin_lab.commands.report import Report
 from flatmin_lab.commands.reproduce import Reproduce
 from flatmin_lab.commands.train import Train
 
-Command = Compare | Train | Measure | Certify | Reproduce | Report
+Command = Compare | Train | Measure | Certify | Reproduce | Report | Doctor
 
-__all__ = ["Certify", "Command", "Compare", "Measure", "Report", "Reproduce", "Train"]
+__all__ = ["Certify", "Command", "Compare", "Doctor", "Measure", "Report", "Reproduce", "Train"]

@@ -1,0 +1,93 @@
+"""What an examination says: how a thing stands, what was found, the likely cause, and a line that mends it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Status = Literal["ok", "note", "problem"]
+"""``ok``: as it should be. ``note``: something works less well, or not at all, until the remedy is applied, and nothing
+that was asked for fails. ``problem``: something that is here, or was asked for, does not work."""
+
+_INDENT = " " * 11
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        status: How it stands.
+        found: What was found, in a sentence.
+        cause: The likely cause; empty where all is well.
+        remedy: A line that can be pasted into a shell, or what to do where no line can; empty where all is well.
+    """
+
+    status: Status
+    found: str
+    cause: str = ""
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        mark = self.status.upper() if self.status == "problem" else self.status
+        lines = [f"  {mark:<8} {self.found}"]
+        lines += [f"{_INDENT}Likely cause: {self.cause}"] if self.cause else []
+        lines += [f"{_INDENT}Remedy: {self.remedy}"] if self.remedy else []
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Section:
+    """What was found of one subject.
+
+    Attributes:
+        subject: Such as ``torch``.
+        findings: In the order in which they were made.
+    """
+
+    subject: str
+    findings: tuple[Finding, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([self.subject, *map(str, self.findings)])
+
+
+@dataclass(frozen=True)
+class Examination:
+    """All that was found.
+
+    Attributes:
+        sections: One for each subject.
+    """
+
+    sections: tuple[Section, ...]
+
+    @property
+    def problems(self) -> int:
+        """How many findings are problems."""
+        return sum(f.status == "problem" for s in self.sections for f in s.findings)
+
+    def as_data(self) -> dict[str, object]:
+        """Return it as lists, dicts and texts: ``problems``, and ``findings`` with their ``subject``."""
+        found = [{"subject": s.subject, **asdict(f)} for s in self.sections for f in s.findings]
+        return {"problems": self.problems, "findings": found}
+
+    def __str__(self) -> str:
+        end = {0: "No problem was found.", 1: "One problem was found."}
+        summary = end.get(self.problems, f"{self.problems} problems were found.")
+        return "\n\n".join([*map(str, self.sections), summary])
+
+
+def ok(found: str) -> Finding:
+    """It is as it should be."""
+    return Finding("ok", found)
+
+
+def note(found: str, cause: str, remedy: str) -> Finding:
+    """Worth knowing, and nothing that was asked for fails."""
+    return Finding("note", found, cause, remedy)
+
+
+def problem(found: str, cause: str, remedy: str) -> Finding:
+    """It does not work."""
+    return Finding("problem", found, cause, remedy)

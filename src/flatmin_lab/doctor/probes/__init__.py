@@ -1,0 +1,1 @@
+"""What is asked of another process, each question a module that is run there: see `flatmin_lab.doctor.probe`."""
