@@ -1,0 +1,163 @@
+"""Trackers for :class:`flatmin.Monitor`, or for any loop: a file, TensorBoard, wandb, trackio.
+
+Each has ``log(metrics, step)`` and ``close()``, and imports its package when it is made. Whatever else has these two
+methods is a tracker as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from flatmin.errors import ArgumentError
+
+
+class _Closing:
+    """Closes with the block it is the context of."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class JsonLines(_Closing):
+    """One line of JSON for each call, in a file that is there to be read while training goes on.
+
+    A file that exists is added to. NaN and infinities, which JSON has no numbers for, are ``null``.
+
+    Args:
+        path: The file; missing folders are made.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
+        >>> with JsonLines(path) as tracker:
+        ...     tracker.log({"loss": 0.5, "hessian_trace": float("nan")}, step=10)
+        >>> print(path.read_text(), end="")
+        {"step": 10, "loss": 0.5, "hessian_trace": null}
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Write a line."""
+        numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, **numbers}, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TensorBoard(_Closing):
+    """Scalars in a folder that ``tensorboard --logdir FOLDER`` shows; tested with tensorboard 2.21.
+
+    Args:
+        folder: Where.
+        purge_step: Step from which on what is there already is not shown, for a run that goes on.
+
+    Raises:
+        ModuleNotFoundError: tensorboard is not installed.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, purge_step: int | None = None) -> None:
+        _imported("tensorboard")
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (optional)
+
+        self._writer = SummaryWriter(os.fspath(folder), purge_step=purge_step)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Write a scalar for each number."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is not written yet."""
+        self._writer.close()
+
+
+class _Run(_Closing):
+    """A run of a package with ``init``, ``log`` and ``finish``, which talks on standard error alone."""
+
+    def __init__(self, module: Any, run: Any, options: Mapping[str, Any]) -> None:
+        self._is_own = run is None  # a run that was begun elsewhere is ended there
+        with contextlib.redirect_stdout(sys.stderr):
+            self.run = module.init(**{"project": "flatmin", **options}) if run is None else run
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Hand the numbers over."""
+        self.run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        """End the run, unless it was begun elsewhere."""
+        if self._is_own:
+            with contextlib.redirect_stdout(sys.stderr):
+                self.run.finish()
+        self._is_own = False
+
+
+class Wandb(_Run):
+    """A run of Weights & Biases, tested with wandb 0.31; ``WANDB_MODE=offline`` keeps it on this machine.
+
+    Args:
+        run: One that ``wandb.init`` returned and that is ended by whoever began it; None begins one.
+        **options: For ``wandb.init``; the project is ``"flatmin"`` unless named.
+
+    Raises:
+        ArgumentError: wandb does not begin a run, for want of a login for instance.
+        ModuleNotFoundError: wandb is not installed.
+    """
+
+    def __init__(self, run: Any = None, **options: Any) -> None:
+        wandb = _imported("wandb")
+        try:
+            super().__init__(wandb, run, options)
+        except wandb.errors.Error as error:
+            raise ArgumentError(
+                f"wandb does not begin a run: {error}. Log in with `wandb login`, or keep records on this machine with "
+                "WANDB_MODE=offline in the environment."
+            ) from error
+
+
+class Trackio(_Run):
+    """A run of trackio, on this machine unless a Space is named; ``trackio show`` shows it. Tested with trackio 0.43.
+
+    Args:
+        run: One that ``trackio.init`` returned and that is ended by whoever began it; None begins one.
+        **options: For ``trackio.init``; the project is ``"flatmin"`` unless named.
+
+    Raises:
+        ModuleNotFoundError: trackio is not installed.
+    """
+
+    def __init__(self, run: Any = None, **options: Any) -> None:
+        super().__init__(_imported("trackio"), run, options)
+
+
+def _imported(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise ModuleNotFoundError(
+            f"{package} is not installed, which this tracker writes to. Install it: pip install 'flatmin[track]'",
+            name=package,
+        ) from error
