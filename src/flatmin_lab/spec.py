@@ -78,6 +78,11 @@ class Point(Value):
     validation_accuracy: float
     live_trace: float | None = Field(default=None, description="live Hessian-trace estimate, of methods that give one")
     live_trace_stderr: float | None = None
+    live_shares: dict[str, float] | None = Field(default=None, description="of each layer in the live trace")
+    noise_to_signal: float | None = Field(
+        default=None, description="how far the gradients at the points of a step lie apart, against their mean"
+    )
+    forward_passes: int | None = Field(default=None, description="of training, on this process")
     test_loss: float | None = Field(default=None, description="this and the rest of tasks that measure along the way")
     test_accuracy: float | None = None
     trace: float | None = None

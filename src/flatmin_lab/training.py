@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from flatmin.checks import choice
 from flatmin.errors import NonFiniteError
+from flatmin.measures import Monitor
 from flatmin_lab.data.splits import Split, Splits, outputs
 from flatmin_lab.errors import DivergedError, LabError
 from flatmin_lab.methods import Ingredients, Method, method
@@ -68,6 +69,7 @@ class Training:
         )
         self.optimizer: Any = self.method.build(given)
         self.attachment = self.method.attach(given) if self.method.attach else None
+        self.monitor = Monitor(self.attachment or self.optimizer, model)
         self.loss = self.method.loss(self.task.loss, spec.value)
         self.penalty = _penalty(model, self.setting.distance_penalty)
         self.augmenting = generator(spec.seed, "augmentation")
@@ -83,9 +85,12 @@ class Training:
         """Train to the end; yield points of the history as they come."""
         between = math.ceil(self.num_steps / self.task.measuring.points)
         while self.steps_made < self.num_steps:
+            is_point = (self.steps_made + 1) % between == 0 or self.steps_made + 1 == self.num_steps
+            if is_point:
+                self.monitor.prepare()
             self._step()
             self.steps_made += 1
-            if self.steps_made % between == 0 or self.steps_made == self.num_steps:
+            if is_point:
                 self.history.append(self._point())
                 yield self.history[-1]
             if self.ranks.any(checkpoints.is_due()):
@@ -135,15 +140,18 @@ class Training:
         train_loss, train_accuracy = self._score(self.splits.train)
         validation_loss, validation_accuracy = self._score(self.splits.validation)
         self._require_finite(train_loss)
-        live = getattr(self.attachment or self.optimizer, "trace_estimate", None)
+        live = self.monitor.read()
         return Point(
             evaluations=self.evaluations,
             train_loss=train_loss,
             train_accuracy=train_accuracy,
             validation_loss=validation_loss,
             validation_accuracy=validation_accuracy,
-            live_trace=None if live is None else _known(live.value),
-            live_trace_stderr=None if live is None else _known(live.stderr),
+            live_trace=None if live.trace is None else _known(live.trace.value),
+            live_trace_stderr=None if live.trace is None else _known(live.trace.stderr),
+            live_shares=dict(live.shares) or None,
+            noise_to_signal=live.noise_to_signal,
+            forward_passes=live.forward_passes,
             **self._along(),
         )
 
@@ -166,6 +174,7 @@ class Training:
                 f"Method {self.method.name!r} declares {self.method.evaluations_per_step} a step and calls its "
                 "closure another number of times; correct its entry in flatmin_lab.methods."
             )
+        self.monitor.close()
         if self.attachment is not None:
             self.attachment.remove()
         last = self.history[-1]

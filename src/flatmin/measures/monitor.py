@@ -110,22 +110,28 @@ class Monitor:
             ArgumentTypeError: A value is no number.
         """
         self._steps += 1
-        if self._steps % self._every:
-            self._prepare()
-            return None
-        passes = None if self._hook is None else self._passes.count
-        self.latest = reading = Reading.of(self._source, groups=self._groups, forward_passes=passes)
-        self._prepare()
-        if self._trackers and _is_first():
+        reading = None
+        if self._steps % self._every == 0:
+            reading = self.latest = self.read()
             metrics = {name: _number(name, value) for name, value in values.items()} | reading.metrics()
-            for tracker in self._trackers:
+            for tracker in self._trackers if _is_first() else ():
                 tracker.log(metrics, step)
+        self._prepare()
         return reading
 
-    def _prepare(self) -> None:
-        """Have the next step compare its gradients if it is to be read."""
-        if (self._steps + 1) % self._every == 0 and hasattr(self._source, "compare_gradients"):
+    def read(self) -> Reading:
+        """Read what is known now, whether it is time or not; trackers are not told."""
+        passes = None if self._hook is None else self._passes.count
+        return Reading.of(self._source, groups=self._groups, forward_passes=passes)
+
+    def prepare(self) -> None:
+        """Have the next step compare its gradients, for a reading after it; :meth:`log` does this when it is time."""
+        if hasattr(self._source, "compare_gradients"):
             self._source.compare_gradients()
+
+    def _prepare(self) -> None:
+        if (self._steps + 1) % self._every == 0:
+            self.prepare()
 
     def close(self) -> None:
         """Close the trackers and take the hook off the model; a second call does nothing."""

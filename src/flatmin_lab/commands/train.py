@@ -55,6 +55,7 @@ class Train:
         parallel: How the processes that torchrun started share the run: replicas (ddp) or shards (fsdp).
         measure: Whether trace and largest eigenvalue are measured after training; True by default.
         checkpoint_seconds: Time between checkpoints; 30 by default, 0 for one after each step.
+        track: What is told of the run as it goes, beside its folder, which has it all.
         out: The run folder: new, empty, or one to continue; one under runs/train if not given.
         json: Print the result as JSON, and nothing else, on standard output.
     """
@@ -69,6 +70,7 @@ class Train:
     parallel: Literal["none", "ddp", "fsdp"] | None = None
     measure: bool | None = None
     checkpoint_seconds: float | None = None
+    track: Literal["trackio", "wandb", "tensorboard"] | None = None
     out: Path | None = None
     json: bool = False
 

@@ -95,6 +95,7 @@ def state_of(training: Training) -> dict[str, Any]:
         "model": ranks.whole(training.network.state_dict()),
         "optimizer": ranks.whole(training.optimizer.state_dict()),
         "attachment": None if attachment is None else attachment.state_dict(),
+        "monitor": training.monitor.state_dict(),
         "schedule": training.schedule.state_dict(),
         "augmentation": training.augmenting.get_state(),
         "random": ranks.each(_random_states(training.device)),
@@ -116,6 +117,7 @@ def restore(training: Training, state: Mapping[str, Any]) -> None:
     training.optimizer.load_state_dict(_of_this_rank(training, state["optimizer"]))
     if training.attachment is not None:
         training.attachment.load_state_dict(state["attachment"])
+    training.monitor.load_state_dict(state["monitor"])
     training.schedule.load_state_dict(state["schedule"])
     training.augmenting.set_state(state["augmentation"])
     if training.ranks.rank < len(state["random"]):  # a rank that is new begins a stream of its own

@@ -19,6 +19,9 @@ from flatmin_lab.tasks import task
 Parallel = Literal["none", "ddp", "fsdp"]
 """How processes share a run: one alone; replicas of the network; shards of the network."""
 
+Track = Literal["trackio", "wandb", "tensorboard"]
+"""What is told of a run beside its folder."""
+
 _RADII = ("sigma", "rho", "alpha")
 
 
@@ -43,6 +46,7 @@ class TrainConfig(Value):
     parallel: Parallel = Field(default="none", description="how the processes that torchrun started share the run")
     measure: bool = Field(default=True, description="whether trace and top eigenvalue are measured after training")
     checkpoint_seconds: float = Field(default=30.0, ge=0, description="between checkpoints; 0 for one after each step")
+    track: Track | None = Field(default=None, description="what is told of the run beside its folder")
 
     @property
     def spec(self) -> RunSpec:
@@ -64,7 +68,7 @@ class TrainConfig(Value):
     @property
     def identity(self) -> dict[str, Any]:
         """The fields that the numbers depend on."""
-        return self.model_dump(exclude={"measure", "checkpoint_seconds"})
+        return self.model_dump(exclude={"measure", "checkpoint_seconds", "track"})
 
     @property
     def folder(self) -> Path:

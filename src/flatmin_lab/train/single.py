@@ -18,6 +18,7 @@ from flatmin_lab.spec import Point, RunResult
 from flatmin_lab.train.checkpoint import KeptCheckpoints, history_in
 from flatmin_lab.train.folder import RunFolder
 from flatmin_lab.train.ranks import Alone, joined
+from flatmin_lab.train.tracking import metrics, tracker
 
 if TYPE_CHECKING:
     from flatmin_lab.train.config import TrainConfig
@@ -69,9 +70,11 @@ def _trained(config: TrainConfig, store: RunFolder | None, ranks: Alone, bar: Ru
         here["ranks"] = f"{ranks.world} ({config.parallel})"
     kept = None if store is None else KeptCheckpoints(store.folder, config.checkpoint_seconds, bar.note)
     state = ranks.of_first(ranks.agreed(lambda: kept and kept.load()))
+    evaluations = 0 if state is None else state["evaluations"]
+    told = ranks.agreed(lambda: tracker(config, store, evaluations))
     if store is not None:
         store.start(() if state is None else history_in(state), here)
-        bar.begin(spec, 0 if state is None else state["evaluations"])
+        bar.begin(spec, evaluations)
     course = train(spec, state=state, checkpoints=kept, ranks=ranks)
     try:
         while True:
@@ -79,12 +82,15 @@ def _trained(config: TrainConfig, store: RunFolder | None, ranks: Alone, bar: Ru
             if store is not None:
                 store.add(point)
                 bar.point(point)
+            told.log(metrics(point), point.evaluations)
     except StopIteration as end:
         outcome = Outcome(end.value.result, safetensors.torch.save(end.value.weights), environment=here)
     except DivergedError as error:
         used, seconds = error.gradient_evaluations, error.seconds
         diverged = RunResult.diverged(spec, str(error), gradient_evaluations=used, seconds=seconds)
         outcome = Outcome(diverged, environment=here)
+    finally:
+        told.close()
     if store is not None:
         store.save(outcome)
     return outcome.result
