@@ -11,7 +11,6 @@ from flatmin.errors import ArgumentTypeError, RankError
 from launch import require_success
 
 
-@pytest.mark.xdist_group(name="ranks")
 def test_two_ranks_equal_one_process(tmp_path):
     require_success("curvature/over_ranks.py", tmp_path)
 

@@ -140,10 +140,9 @@ def test_a_hundred_classes_are_taken_exactly_where_nothing_else_is_asked():
     assert estimate.value == pytest.approx(float(dense_hessian(*problem).trace()), rel=1e-9)
 
 
-@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
-@pytest.mark.parametrize("k", [0, 2])
+@pytest.mark.parametrize(("activation", "k"), [(nn.Tanh, 2), (nn.ReLU, 0)])
 def test_of_many_classes_the_gauss_newton_part_is_sampled(activation, k):
-    problem = perceptron(activation, width=8, classes=400)
+    problem = perceptron(activation, width=4, classes=400)
     matrix = dense_hessian(*problem)
     estimate = trace(Hessian(*problem), rtol=0.01, k=k, seed=1)
     assert estimate.converged

@@ -6,7 +6,7 @@ import pytest
 
 from launch import launch
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group(name="ranks")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("framework", ["transformers", "accelerate", "lightning"])

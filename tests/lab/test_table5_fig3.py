@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 
+from cheap_curvature import cheap_curvature
 from flatmin_lab.recipes.nso2024 import fig3, published, table5
 from flatmin_lab.reproduction import RECORD, RUNS, reproduce
 
@@ -21,7 +22,8 @@ def made(name, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def five(tmp_path_factory):
-    return made("table5", tmp_path_factory)
+    with cheap_curvature():
+        return made("table5", tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

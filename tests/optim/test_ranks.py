@@ -11,8 +11,6 @@ from launch import launch
 from methods_table import METHODS, every_method
 from problems import data
 
-pytestmark = pytest.mark.xdist_group(name="ranks")
-
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
