@@ -1,21 +1,25 @@
-"""Progress of one run on standard error: a bar on a terminal, an occasional line anywhere else."""
+"""Progress of one run on standard error: a live picture on a terminal, an occasional line anywhere else."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.live import Live
+
+from flatmin_lab.train.view import View, trace_text
 
 if TYPE_CHECKING:
     from flatmin_lab.spec import Point, RunSpec
 
 _SECONDS_BETWEEN_LINES = 10.0
+_MEASURING = "measuring curvature"
 
 
 class RunBar:
-    """Shows how far one run is, with its loss, its validation accuracy and the live trace of methods that have one.
+    """Shows how far one run is, with its loss, its validation accuracy and the live curvature of methods that have one.
 
     Args:
         console: Where; a console on standard error, so that standard output holds results alone.
@@ -25,51 +29,45 @@ class RunBar:
         self._console = console
         self._spec: RunSpec | None = None
         self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
-        columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()
-        after = TextColumn("{task.fields[at]}"), TimeRemainingColumn()
-        self._progress = Progress(*columns, *after, console=console, transient=True)
-        self._bar = self._progress.add_task("run", total=None, at="", visible=False)
+        self._view = View(console)
+        self._live = Live(self._view, console=console, transient=True, refresh_per_second=8)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
-            self._progress.start()
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._console.is_terminal:
-            self._progress.stop()
+            self._live.stop()
 
     def note(self, message: str) -> None:
-        """Print one line above the bar."""
+        """Print one line above the picture."""
         self._console.print(message, markup=False, highlight=False, soft_wrap=True)
 
-    def begin(self, spec: RunSpec, evaluations: int) -> None:
-        """Show that training begins, or goes on after so many gradient evaluations."""
+    def begin(self, spec: RunSpec, evaluations: int, past: Sequence[Point] = ()) -> None:
+        """Show that training begins, or goes on after so many gradient evaluations and with the history so far."""
         self._spec = spec
-        self._progress.update(
-            self._bar, description=spec.name, total=spec.budget, completed=evaluations, visible=True, at=""
-        )
+        self._view.begin(spec, evaluations, past)
 
     def point(self, point: Point) -> None:
         """Show a point of the history."""
-        self._show(_told(point), point.evaluations)
+        self._view.add(point)
+        self._line(self._told(point), point.evaluations)
 
     def measuring(self, spec: RunSpec) -> None:
         """Show that the curvature is measured."""
-        self.begin(spec, spec.budget)
-        self._show("measuring curvature", spec.budget)
+        self._spec = spec
+        self._view.occupied(spec, _MEASURING)
+        self._line(_MEASURING, spec.budget)
 
-    def _show(self, at: str, evaluations: int) -> None:
-        if self._console.is_terminal:
-            self._progress.update(self._bar, completed=evaluations, at=at)
-        elif self._spec is not None and time.monotonic() >= self._next_line:
+    def _line(self, at: str, evaluations: int) -> None:
+        """Say where the run is, if this is no terminal and it is time."""
+        if not self._console.is_terminal and self._spec is not None and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
             self.note(f"{self._spec.name}: {evaluations} of {self._spec.budget} evaluations, {at}")
 
-
-def _told(point: Point) -> str:
-    at = f"loss {point.train_loss:.4f}, validation accuracy {point.validation_accuracy:.1%}"
-    if point.live_trace is None:
-        return at
-    error = "" if point.live_trace_stderr is None else f" ± {point.live_trace_stderr:.2g}"
-    return f"{at}, trace {point.live_trace:.4g}{error}"
+    def _told(self, point: Point) -> str:
+        trace = trace_text(point, ascii_only=self._console.options.ascii_only)
+        at = f"loss {point.train_loss:.4f}, validation accuracy {point.validation_accuracy:.1%}"
+        return f"{at}, live trace {trace}" if trace else at
