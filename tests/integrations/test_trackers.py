@@ -36,6 +36,26 @@ class TestJsonLines:
         assert lines[:2] == lines[2:]
         assert lines[1] == {"step": 20, "loss": 0.5, "hessian_trace": None}
 
+    def test_a_run_that_goes_on_takes_away_what_comes_again(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        for purge_step, steps in ((None, (10, 20, 30)), (20, (20, 30)), (31, (40,))):
+            with JsonLines(path, purge_step=purge_step) as tracker:
+                for step in steps:
+                    tracker.log({"loss": 1.0}, step)
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20, 30, 40]
+        assert list(tmp_path.iterdir()) == [path]
+
+    @pytest.mark.parametrize("purge_step", [None, 10])
+    def test_a_line_that_is_not_whole_is_taken_away_and_one_of_others_kept(self, tmp_path, purge_step):
+        path = tmp_path / "metrics.jsonl"
+        path.write_text('{"step": 1}\n# a note\n[2]\n{"epoch": 3}\n{"step": "four"}\n{"step": 5, "lo')
+        with JsonLines(path, purge_step=purge_step) as tracker:
+            tracker.log({"loss": 0.5}, 10)
+        assert (
+            path.read_text()
+            == '{"step": 1}\n# a note\n[2]\n{"epoch": 3}\n{"step": "four"}\n{"step": 10, "loss": 0.5}\n'
+        )
+
     def test_a_monitor_writes_what_it_reads(self, tmp_path):
         model = mlp()
         opt = fm.NSO(torch.optim.SGD(model.parameters(), lr=0.1), sigma=0.05)
@@ -141,6 +161,17 @@ class TestRuns:
         kind, run, calls = double
         tell(kind(run))
         assert [call[0] for call in calls] == ["log", "log"]
+
+
+@pytest.mark.parametrize("resume", ["allow", "must", "never"])
+def test_trackio_is_not_told_again_what_it_has(monkeypatch, resume):
+    told = []
+    run = SimpleNamespace(_next_step=21, log=lambda metrics, step: told.append(step), finish=lambda: None)
+    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(init=lambda **_: run))
+    with Trackio(name="one", resume=resume) as tracker:
+        for step in (10, 20, 21, 30):
+            tracker.log({"loss": 1.0}, step)
+    assert told == ([10, 20, 21, 30] if resume == "never" else [21, 30])
 
 
 @pytest.mark.parametrize(

@@ -317,7 +317,7 @@ def test_killed_runs_go_on_and_end_bit_for_bit_as_uninterrupted_ones(tmp_path, c
     subprocess.run(words, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"}, check=True, timeout=120)
     begun = []
     monkeypatch.setattr(
-        "flatmin_lab.train.progress.RunBar.begin", lambda _, spec, evaluations: begun.append(evaluations)
+        "flatmin_lab.train.progress.RunBar.begin", lambda _, spec, evaluations, past: begun.append(evaluations)
     )
     for name in KILLED:
         assert not (tmp_path / name / "result.json").exists()

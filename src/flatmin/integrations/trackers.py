@@ -35,10 +35,12 @@ class _Closing:
 class JsonLines(_Closing):
     """One line of JSON for each call, in a file that is there to be read while training goes on.
 
-    A file that exists is added to. NaN and infinities, which JSON has no numbers for, are ``null``.
+    A file that exists is added to; a last line that was being written as a process ended is taken away. NaN and
+    infinities, which JSON has no numbers for, are ``null``.
 
     Args:
         path: The file; missing folders are made.
+        purge_step: Step from which on what is there already is taken away, for a run that goes on.
 
     Example:
         >>> import tempfile
@@ -49,10 +51,23 @@ class JsonLines(_Closing):
         {"step": 10, "loss": 0.5, "hessian_trace": null}
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, purge_step: int | None = None) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._keep_before(purge_step)
+        self._file = self.path.open("a", encoding="utf-8", newline="\n")
+
+    def _keep_before(self, step: int | None) -> None:
+        """Take away what is not whole and what comes again, by a new file in the place of the old one."""
+        if not self.path.exists():
+            return
+        former = self.path.read_bytes()
+        lines = former[: former.rfind(b"\n") + 1].splitlines(keepends=True)
+        kept = b"".join(line for line in lines if step is None or _step_of(line) < step)
+        if kept != former:
+            new = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+            new.write_bytes(kept)
+            new.replace(self.path)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write a line."""
@@ -63,6 +78,14 @@ class JsonLines(_Closing):
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _step_of(line: bytes) -> float:
+    """The step that a line tells of; none that could come again if it is not one of ours."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return -math.inf
 
 
 class TensorBoard(_Closing):
@@ -139,6 +162,8 @@ class Wandb(_Run):
 class Trackio(_Run):
     """A run of trackio, on this machine unless a Space is named; ``trackio show`` shows it. Tested with trackio 0.43.
 
+    Of a run that goes on (``resume="allow"`` and a name) the steps that trackio has are not told again.
+
     Args:
         run: One that ``trackio.init`` returned and that is ended by whoever began it; None begins one.
         **options: For ``trackio.init``; the project is ``"flatmin"`` unless named.
@@ -149,6 +174,13 @@ class Trackio(_Run):
 
     def __init__(self, run: Any = None, **options: Any) -> None:
         super().__init__(_imported("trackio"), run, options)
+        goes_on = self._is_own and options.get("resume", "never") != "never"
+        self._first = getattr(self.run, "_next_step", 0) if goes_on else 0  # trackio has no public name for it
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Hand the numbers over, if they are new."""
+        if step >= self._first:
+            super().log(metrics, step)
 
 
 def _imported(package: str) -> Any:

@@ -6,16 +6,18 @@ from flatmin.measures.gap import GapEstimate, perturbation_gap
 from flatmin.measures.joint import measure
 from flatmin.measures.layerwise_gap import layerwise_gap
 from flatmin.measures.measurement import Measurement
-from flatmin.measures.monitor import Monitor, Tracker
+from flatmin.measures.monitor import Monitor
 from flatmin.measures.perturbation_trace import PerturbationTrace, perturbation_trace
 from flatmin.measures.radius import find_rho, find_sigma
 from flatmin.measures.reading import Reading
 from flatmin.measures.rise import RadiusSearch
+from flatmin.measures.trackers import Guarded, Tracker
 
 __all__ = [
     "Flatness",
     "FlowLimit",
     "GapEstimate",
+    "Guarded",
     "Measurement",
     "Monitor",
     "PerturbationTrace",

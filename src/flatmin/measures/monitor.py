@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +14,10 @@ from flatmin.checks import whole
 from flatmin.curvature.layerwise.groups import Groups
 from flatmin.errors import ArgumentTypeError
 from flatmin.measures.reading import Reading
+from flatmin.measures.trackers import Guarded, Tracker
 from flatmin.perturb.observation import is_measuring
 
 _EXAMPLE = "fm.Monitor(opt, model, every=50, to=[JsonLines('metrics.jsonl')])"
-
-
-class Tracker(Protocol):
-    """Whoever keeps records of a run: trackio, wandb, TensorBoard, a file (:mod:`flatmin.integrations.trackers`)."""
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Keep numbers by name; steps come in ascending order."""
-        ...
-
-    def close(self) -> None:
-        """Write what is not written yet."""
-        ...
 
 
 class Monitor:
@@ -48,7 +38,8 @@ class Monitor:
             returned. Any other optimizer has nothing to tell but the counts.
         model: The model that the loop calls, for the number of its forward passes; None leaves them out.
         every: Number of steps from one reading to the next.
-        to: Trackers that are told; they are closed with the monitor.
+        to: Trackers that are told; they are closed with the monitor. If one fails, a warning says so, and the run goes
+            on.
         groups: Which parameters make a layer, see :func:`flatmin.layerwise`; None leaves layers out.
 
     Raises:
@@ -84,7 +75,7 @@ class Monitor:
     ) -> None:
         self._source = _known(source)
         self._every = whole("every", every, minimum=1, hint="It is the number of steps from one reading to the next.")
-        self._trackers = list(_require_trackers(to))
+        self._trackers = [Guarded(tracker, _warn) for tracker in _require_trackers(to)]
         self._groups = groups
         Reading.of(self._source, groups=groups)  # groups that do not fit are found now
         if model is not None and not isinstance(model, nn.Module):
@@ -206,6 +197,10 @@ def _number(name: str, value: Any) -> float:
         raise ArgumentTypeError(
             f"{name} is a {type(value).__name__}, but a number is needed. Log its mean, {name}={name}.mean()."
         ) from error
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=5)
 
 
 def _is_first() -> bool:

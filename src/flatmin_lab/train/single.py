@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,26 +71,25 @@ def _trained(config: TrainConfig, store: RunFolder | None, ranks: Alone, bar: Ru
     kept = None if store is None else KeptCheckpoints(store.folder, config.checkpoint_seconds, bar.note)
     state = ranks.of_first(ranks.agreed(lambda: kept and kept.load()))
     evaluations = 0 if state is None else state["evaluations"]
-    told = ranks.agreed(lambda: tracker(config, store, evaluations))
+    history = [] if state is None else history_in(state)
     if store is not None:
-        store.start(() if state is None else history_in(state), here)
-        bar.begin(spec, evaluations)
+        store.start(history, here)
+        bar.begin(spec, evaluations, history)
     course = train(spec, state=state, checkpoints=kept, ranks=ranks)
-    try:
-        while True:
-            point = next(course)
-            if store is not None:
-                store.add(point)
-                bar.point(point)
-            told.log(metrics(point), point.evaluations)
-    except StopIteration as end:
-        outcome = Outcome(end.value.result, safetensors.torch.save(end.value.weights), environment=here)
-    except DivergedError as error:
-        used, seconds = error.gradient_evaluations, error.seconds
-        diverged = RunResult.diverged(spec, str(error), gradient_evaluations=used, seconds=seconds)
-        outcome = Outcome(diverged, environment=here)
-    finally:
-        told.close()
+    with closing(ranks.agreed(lambda: tracker(config, store, evaluations))) as told:
+        try:
+            while True:
+                point = next(course)
+                if store is not None:
+                    store.add(point)
+                    bar.point(point)
+                told.log(metrics(point), point.evaluations)
+        except StopIteration as end:
+            outcome = Outcome(end.value.result, safetensors.torch.save(end.value.weights), environment=here)
+        except DivergedError as error:
+            used, seconds = error.gradient_evaluations, error.seconds
+            diverged = RunResult.diverged(spec, str(error), gradient_evaluations=used, seconds=seconds)
+            outcome = Outcome(diverged, environment=here)
     if store is not None:
         store.save(outcome)
     return outcome.result

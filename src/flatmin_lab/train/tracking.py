@@ -6,6 +6,9 @@ import json
 import secrets
 from typing import TYPE_CHECKING, Any
 
+from flatmin.errors import FlatminError
+from flatmin.integrations import trackers
+from flatmin.measures import Guarded
 from flatmin_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from flatmin_lab.train.folder import RunFolder
 
 _FILE = "tracking.json"
+_RECORD = "the folder of the run has everything"
 _NAMES = {
     "evaluations": "gradient_evaluations",
     "live_trace": "hessian_trace",
@@ -36,7 +40,8 @@ class Untracked:
 def tracker(config: TrainConfig, folder: RunFolder | None, evaluations: int) -> Tracker:
     """Open what is told of a run.
 
-    A run that goes on from a checkpoint goes on in the tracker too: what is told again has the numbers it had before.
+    A run that goes on from a checkpoint goes on in the tracker too, which has each point once. A tracker that fails
+    along the way is noted, and the run goes on.
 
     Args:
         config: The run.
@@ -44,22 +49,33 @@ def tracker(config: TrainConfig, folder: RunFolder | None, evaluations: int) -> 
         evaluations: How many there were already.
 
     Raises:
-        LabError: The tracker is not installed.
+        LabError: The tracker is not installed, or cannot begin.
     """
     if config.track is None or folder is None:
         return Untracked()
-    from flatmin.integrations import trackers
+    try:
+        opened = _opened(config, folder, evaluations)
+    except ModuleNotFoundError as error:
+        raise LabError(f"{error}. Or leave --track out: {_RECORD}.") from error
+    except FlatminError:
+        raise
+    except Exception as error:
+        why = str(error) or type(error).__name__
+        raise LabError(
+            f"{config.track} cannot begin: {why.rstrip('.')}. Mend that, or leave --track out: {_RECORD}."
+        ) from error
+    return Guarded(opened, folder.note)
 
+
+def _opened(config: TrainConfig, folder: RunFolder, evaluations: int) -> Tracker:
+    if config.track == "tensorboard":
+        # What is told from here on comes after `evaluations`, and the point of a checkpoint before it was made.
+        return trackers.TensorBoard(folder.folder / "tensorboard", purge_step=evaluations + 1)
     number = _number(folder, goes_on=evaluations > 0)
     name, everything = f"{config.spec.name}-{number}", config.model_dump(mode="json")
-    try:
-        if config.track == "tensorboard":
-            return trackers.TensorBoard(folder.folder / "tensorboard", purge_step=evaluations)
-        if config.track == "wandb":
-            return trackers.Wandb(name=name, id=number, resume="allow", dir=folder.folder, config=everything)
-        return trackers.Trackio(name=name, resume="allow", config=everything)
-    except ModuleNotFoundError as error:
-        raise LabError(f"{error}. Or leave --track out: the folder of the run has everything.") from error
+    if config.track == "wandb":
+        return trackers.Wandb(name=name, id=number, resume="allow", dir=folder.folder, config=everything)
+    return trackers.Trackio(name=name, resume="allow", config=everything)
 
 
 def metrics(point: Point) -> dict[str, float]:
@@ -70,10 +86,12 @@ def metrics(point: Point) -> dict[str, float]:
 
 
 def _number(folder: RunFolder, *, goes_on: bool) -> str:
-    """The name of this run among others in a tracker: that of before if it goes on."""
-    path = folder.folder / _FILE
-    if goes_on and path.is_file():
-        return str(json.loads(path.read_bytes())["id"])
+    """The name of this run among others in a tracker: that of before if it goes on and can be read."""
+    if goes_on:
+        try:
+            return str(json.loads((folder.folder / _FILE).read_bytes())["id"])
+        except (OSError, ValueError, LookupError, TypeError):
+            pass  # it went on without this tracker, or the file is damaged
     number = secrets.token_hex(4)
     folder.write(_FILE, json.dumps({"id": number}))
     return number

@@ -157,7 +157,7 @@ def _series(points: Sequence[Point], signs: Signs) -> list[tuple[str, str, list[
         told = trace_text(last, ascii_only=signs is ASCII)
         found.append(("live trace", told, [point.live_trace for point in points]))
     if last.noise_to_signal is not None:
-        found.append(("noise to signal", f"{last.noise_to_signal:.3g}", [point.noise_to_signal for point in points]))
+        found.append(("noise to signal", f"{last.noise_to_signal:.2f}", [point.noise_to_signal for point in points]))
     return found
 
 
