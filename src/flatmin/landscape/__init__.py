@@ -1,16 +1,28 @@
 """What there is to see of a minimum: the loss on a line or a plane, what a radius does to it, and its curvature."""
 
 from flatmin.landscape.curvature_plots import plot_density, plot_layers, plot_trace
+from flatmin.landscape.directions import (
+    Direction,
+    eigenvector_directions,
+    filter_normalized,
+    random_directions,
+    unit,
+)
 from flatmin.landscape.plots import plot_radius
-from flatmin.landscape.surface import Direction, Surface, random_directions, surface
+from flatmin.landscape.states import difference
+from flatmin.landscape.surface import Surface, surface
 
 __all__ = [
     "Direction",
     "Surface",
+    "difference",
+    "eigenvector_directions",
+    "filter_normalized",
     "plot_density",
     "plot_layers",
     "plot_radius",
     "plot_trace",
     "random_directions",
     "surface",
+    "unit",
 ]
