@@ -11,10 +11,14 @@ from flatmin.landscape.directions import (
 from flatmin.landscape.plots import plot_radius
 from flatmin.landscape.states import difference
 from flatmin.landscape.surface import Surface, surface
+from flatmin.landscape.trajectory import Path, Trajectory, TrajectoryPlane, trajectory_plane
 
 __all__ = [
     "Direction",
+    "Path",
     "Surface",
+    "Trajectory",
+    "TrajectoryPlane",
     "difference",
     "eigenvector_directions",
     "filter_normalized",
@@ -24,5 +28,6 @@ __all__ = [
     "plot_trace",
     "random_directions",
     "surface",
+    "trajectory_plane",
     "unit",
 ]
