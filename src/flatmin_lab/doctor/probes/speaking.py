@@ -18,7 +18,7 @@ def take_output() -> TextIO:
 
 def say(**answer: Any) -> None:
     """Write one object at once, so that it is there even if this process crashes next."""
-    print(json.dumps(answer), file=take_output(), flush=True)  # noqa: T201 (the answer)
+    print(json.dumps(answer), file=take_output(), flush=True)
 
 
 def in_words(error: BaseException) -> str:
