@@ -49,7 +49,7 @@ def test_what_was_to_be_removed_is_named_as_soon_as_its_release_comes():
     deprecated(since="0.2", removed_in="0.10", instead="b")(lambda: None)
     renamed_argument("c", "d", since="0.2", removed_in="0.4")(abs)
     assert overdue("0.3.9") == []
-    assert overdue("0.4.0") == overdue("0.9") == ["abs(c=...)"]
+    assert overdue("0.4.0") == overdue("0.9") == overdue("0.4.0rc1") == ["abs(c=...)"]
     assert len(overdue("0.10.0")) == 2
 
 

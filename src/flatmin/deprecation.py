@@ -7,6 +7,7 @@ script should see it.
 from __future__ import annotations
 
 import functools
+import re
 import warnings
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -103,7 +104,7 @@ def overdue(version: str) -> list[str]:
     """Return what was to be removed in ``version`` or before and is still here; a release is refused until it is empty.
 
     Args:
-        version: Numbers separated by dots.
+        version: Numbers separated by dots; a candidate such as ``0.4.0rc1`` counts as the release it is for.
     """
     return sorted(what for what, removed_in in _announced.items() if _numbers(removed_in) <= _numbers(version))
 
@@ -114,4 +115,4 @@ def _announce(what: str, *, since: str, removed_in: str, instead: str) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
+    return tuple(int(part) for part in re.findall(r"\d+", re.sub(r"(a|b|rc)\d+$", "", version)))
