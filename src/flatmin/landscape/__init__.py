@@ -11,6 +11,7 @@ from flatmin.landscape.directions import (
 from flatmin.landscape.plots import plot_radius
 from flatmin.landscape.states import difference
 from flatmin.landscape.surface import Surface, surface
+from flatmin.landscape.surface_plots import common_levels, plot_line, plot_plane, plot_trajectory
 from flatmin.landscape.trajectory import Path, Trajectory, TrajectoryPlane, trajectory_plane
 
 __all__ = [
@@ -19,13 +20,17 @@ __all__ = [
     "Surface",
     "Trajectory",
     "TrajectoryPlane",
+    "common_levels",
     "difference",
     "eigenvector_directions",
     "filter_normalized",
     "plot_density",
     "plot_layers",
+    "plot_line",
+    "plot_plane",
     "plot_radius",
     "plot_trace",
+    "plot_trajectory",
     "random_directions",
     "surface",
     "trajectory_plane",

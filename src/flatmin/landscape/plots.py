@@ -61,11 +61,12 @@ def plot_radius(search: RadiusSearch, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def finish(ax: Axes, *, columns: int = 2) -> None:
+def finish(ax: Axes, *, columns: int = 2, legend: bool = True) -> None:
     """Draw grid and legend as every picture has them, the legend above, where it covers nothing."""
     ax.grid(visible=True, which="major", color=FAINT, alpha=0.2, linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, frameon=False)
+    if legend:
+        ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, frameon=False)
 
 
 def new_axes(width: float = 6.0, height: float = 4.0) -> Axes:
