@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,12 @@ from flatmin.errors import ArgumentError, ArgumentTypeError
 
 
 class Law(Protocol):
-    """What a law of noise can do."""
+    """What a law of noise can do.
+
+    A law whose ``is_sequential`` is true promises two things: it keeps nothing between calls, so that several threads
+    may use it at once, and it fills a long tensor with the same numbers when it is called for one piece of it after the
+    other (:mod:`flatmin.noise.pieces`). Long parameters are then displaced piece by piece, on all threads.
+    """
 
     def sample_(self, out: Tensor, generator: torch.Generator) -> Tensor:
         """Fill ``out`` (any shape, any float dtype) with independent draws and return it."""
@@ -35,6 +40,8 @@ class Gaussian:
         >>> Gaussian().sample_(torch.empty(2, 3), torch.Generator().manual_seed(0)).shape
         torch.Size([2, 3])
     """
+
+    is_sequential: ClassVar[bool] = True
 
     def sample_(self, out: Tensor, generator: torch.Generator) -> Tensor:
         """Fill ``out`` with draws."""
@@ -55,6 +62,8 @@ class Laplace:
 class Uniform:
     """The uniform law on [-√3, √3]; kurtosis 1.8."""
 
+    is_sequential: ClassVar[bool] = True
+
     def sample_(self, out: Tensor, generator: torch.Generator) -> Tensor:
         """Fill ``out`` with draws."""
         return out.uniform_(-math.sqrt(3), math.sqrt(3), generator=generator)
@@ -70,6 +79,8 @@ def _signs_of_bytes(dtype: torch.dtype, device: torch.device) -> Tensor:
 @dataclass(frozen=True)
 class Rademacher:
     """Independent fair signs; kurtosis 1, the least a law of unit variance can have. Cheapest to draw."""
+
+    is_sequential: ClassVar[bool] = True
 
     def sample_(self, out: Tensor, generator: torch.Generator) -> Tensor:
         """Fill ``out`` with draws, eight to a random byte: over ten times faster than drawing them one by one."""

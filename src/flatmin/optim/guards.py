@@ -14,7 +14,6 @@ from flatmin.distributed import is_sharded, local
 from flatmin.errors import ArgumentError, ArgumentTypeError, ClosureError, NonFiniteError
 from flatmin.optim.groups import Groups
 from flatmin.perturb.gradients import current
-from flatmin.vectors import accumulation_dtype
 
 
 def require_trainable(parameters: Mapping[int, Tensor], num_given: int) -> None:
@@ -123,8 +122,8 @@ class FiniteCheck:
         present = {i: local(g) for i, g in current(groups.parameters()).items()}
         values = {i: g.coalesce().values() if g.is_sparse else g for i, g in present.items()}
         # Sums are one cheap pass that shows NaN and infinity. One can overflow by itself: only a "no" is looked into.
-        sums = [value.sum(dtype=accumulation_dtype(value.device)) for value in values.values()]
-        if not sums or bool(torch.isfinite(torch.stack([s.to(sums[0].device) for s in sums])).all()):
+        sums = [value.sum() for value in values.values()]
+        if not sums or bool(torch.isfinite(torch.stack([s.to(sums[0]) for s in sums])).all()):
             return
         bad = [i for i, value in values.items() if not bool(torch.isfinite(value).all())]
         if bad:

@@ -25,7 +25,17 @@ from flatmin.optim.patterns import Owner, Radius, is_by_name, owners
 from flatmin.optim.ranks import RankPolicy, of_this_rank, require_policy
 from flatmin.optim.readings import Readings
 from flatmin.optim.wrapper import Wrapper
-from flatmin.perturb import BUFFER_POLICIES, BufferPolicy, Evaluation, Flow, FlowFunction, Hosts, Probe, all_within
+from flatmin.perturb import (
+    BUFFER_POLICIES,
+    BufferPolicy,
+    Evaluation,
+    Flow,
+    FlowFunction,
+    Hosts,
+    Probe,
+    Snapshots,
+    all_within,
+)
 from flatmin.vectors import Vector, has_16_bits
 
 
@@ -239,6 +249,7 @@ class Perturbed(Readings, Wrapper):
             loss_scale=functools.partial(_product, scaler, loss_scale, next(iter(parameters.values())).device),
             keeps_nonfinite=self._sees_loss_scale,
             local_ascents=self._local_ascents,
+            snapshots=self._snapshots,
         )
         self._open, self._was_told_of_scaler = evaluation, owned or scaler is not None
         yield from self._watched(evaluation.probes(self._start), parameters)
@@ -388,7 +399,7 @@ class Perturbed(Readings, Wrapper):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Modules are looked up again, and an open loop does not travel.
-        self._hosts = Hosts()
+        self._hosts, self._snapshots = Hosts(), Snapshots()
         self._open: Evaluation | None = None
         self._spent: Accumulated | None = None
         self._comparison: NoiseToSignal | None = None  # to be made at the next step

@@ -23,6 +23,7 @@ from flatmin.perturb.hosts import Hosts, all_within
 from flatmin.perturb.inplace import Evaluation
 from flatmin.perturb.probe import Probe
 from flatmin.perturb.randomness import RandomState
+from flatmin.perturb.sweeps import Snapshots
 
 __all__ = [
     "BUFFER_POLICIES",
@@ -43,6 +44,7 @@ __all__ = [
     "Probe",
     "RandomState",
     "Realized",
+    "Snapshots",
     "Stay",
     "Step",
     "Weights",

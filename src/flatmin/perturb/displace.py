@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from flatmin.distributed import local, local_slice, norms_over, real_shape, reshard, sharded_modules
+from flatmin.distributed import local, reshard, sharded_modules
+from flatmin.perturb.drawing import draw_each
 from flatmin.perturb.flow import STAY, Displacement, Draw, Stay
-from flatmin.vectors import Total, Vector, plain_total, value_for
+from flatmin.perturb.sweeps import Move, Snapshots, alignments, in_step, reflect_
+from flatmin.vectors import Scale, Total, Vector, plain_total, value_for
 
 
 def realize(draw: Draw, parameters: Mapping[int, Tensor], total: Total = plain_total) -> Vector:
@@ -26,35 +29,13 @@ def realize(draw: Draw, parameters: Mapping[int, Tensor], total: Total = plain_t
         parameters: Position to parameter, standing at the weights themselves.
         total: Adds the partial sums of the vector that is returned.
     """
-    noise = {i: n * value_for(draw.scale, i) for i, n in _noise(draw, parameters)}
+    noise: dict[int, Tensor] = {}
+
+    def keep(position: int, _: slice | None, drawn: Tensor) -> None:
+        noise[position] = drawn * value_for(draw.scale, position)
+
+    draw_each(draw, parameters, keep)
     return Vector(noise, total)
-
-
-@torch.no_grad()
-def _noise(draw: Draw, parameters: Mapping[int, Tensor]) -> Iterator[tuple[int, Tensor]]:
-    """Yield noise for each parameter that ``draw`` moves, but for its scale, in a buffer that the next overwrites."""
-    buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-    moved = {i: p for i, p in parameters.items() if value_for(draw.scale, i) != 0}
-    units = _unit_lengths({i: p for i, p in moved.items() if value_for(draw.relative_to, i) != "absolute"}, draw)
-    for position, parameter in moved.items():
-        key = (parameter.device, parameter.dtype.to_real())
-        if key not in buffers:
-            alike = (p for p in moved.values() if (p.device, p.dtype.to_real()) == key)
-            buffers[key] = torch.empty(max(real_shape(p).numel() for p in alike), device=key[0], dtype=key[1])
-        shape = real_shape(parameter)
-        whole = buffers[key][: shape.numel()].view(shape)
-        draw.law.sample_(whole, draw.stream.generator(position, parameter.device))
-        slice_ = local_slice(whole, parameter)
-        yield position, slice_.mul_(units[position]) if position in units else slice_
-
-
-def _unit_lengths(parameters: Mapping[int, Tensor], draw: Draw) -> dict[int, Tensor]:
-    """Return the norm of each parameter, or those of its filters, shaped to multiply its local shard."""
-    is_filtered = {i: value_for(draw.relative_to, i) == "filter" and p.dim() > 1 for i, p in parameters.items()}
-    return {i: norms_over(p, first=1 if is_filtered[i] else 0) for i, p in parameters.items()}
-
-
-_CHUNK = 2**20  # elements that an inner product with the displacement copies at a time
 
 
 class Displacer:
@@ -69,6 +50,7 @@ class Displacer:
         modules: The modules around them: sharded ones are made to hold their shards before each move.
         unseen: Whether torch's count of writes is put back with the weights, on release: graphs that were kept at the
             weights stay of use, being at the same bits again. Not where a graph at displaced weights may be kept.
+        snapshots: Keeps the memory of the copy for whoever displaces these weights next.
 
     Attributes:
         at: Where the parameters stand, if that has a symbol; None at a displacement by a vector, which is not kept.
@@ -85,9 +67,15 @@ class Displacer:
     """
 
     def __init__(
-        self, parameters: Mapping[int, Tensor], modules: Iterable[nn.Module] = (), *, unseen: bool = False
+        self,
+        parameters: Mapping[int, Tensor],
+        modules: Iterable[nn.Module] = (),
+        *,
+        unseen: bool = False,
+        snapshots: Snapshots | None = None,
     ) -> None:
         self._parameters = dict(parameters)
+        self._snapshots = snapshots or Snapshots()
         self._unseen, self._writes = unseen, ExitStack()
         self._sharded = sharded_modules(modules)
         self._here = self._locals()
@@ -97,15 +85,18 @@ class Displacer:
     @torch.no_grad()
     def displace(self, displacement: Displacement) -> None:
         """Move the parameters to w + ``displacement``, from wherever they are."""
-        if isinstance(displacement, Draw) and isinstance(self.at, Draw) and displacement == -self.at:
-            self.reflect()
-            return
+        if isinstance(displacement, Draw) and isinstance(self.at, Draw):
+            if displacement == self.at:
+                return
+            if displacement == -self.at:
+                self.reflect()
+                return
         self.restore()
         if isinstance(displacement, Stay):
             return
         self._prepare()
         if self._snapshot is None:
-            self._snapshot = [tensor.clone() for tensor in self._here.values()]
+            self._snapshot = self._snapshots.take(list(self._here.values()))
             if self._unseen:
                 counts = torch.autograd._unsafe_preserve_version_counter(tuple(self._here.values()))
                 self._writes.enter_context(counts)
@@ -124,8 +115,8 @@ class Displacer:
 
     def _add(self, displacement: Draw | Vector) -> None:
         if isinstance(displacement, Draw):
-            for i, noise in _noise(displacement, self._parameters):
-                self._here[i].add_(noise, alpha=value_for(displacement.scale, i))
+            cached = {i for i, here in self._here.items() if here.device.type == "cpu" and here.is_contiguous()}
+            draw_each(displacement, self._parameters, partial(self._add_noise, displacement.scale), in_pieces=cached)
             return
         tensors = displacement.tensors
         if any(tensor.layout != torch.strided for tensor in tensors.values()):
@@ -134,32 +125,38 @@ class Displacer:
         elif tensors:
             torch._foreach_add_([self._here[i] for i in tensors], list(tensors.values()))
 
+    def _add_noise(self, scale: Scale, position: int, part: slice | None, noise: Tensor) -> None:
+        here = self._here[position] if part is None else self._here[position].view(-1)[part]
+        here.add_(noise, alpha=value_for(scale, position))
+
     @torch.no_grad()
     def reflect(self) -> None:
         """Move the parameters from w + u to w - u, whatever u is; nowhere if they are at rest."""
         if isinstance(self.at, Stay) or self._snapshot is None:
             return
         self._prepare()
-        here = list(self._here.values())
-        torch._foreach_neg_(here)
-        torch._foreach_add_(here, self._snapshot, alpha=2)  # an exact product, so a single rounding
+        for _, (here, before) in in_step(list(self._here.values()), self._snapshot):
+            reflect_(here, before)
         self.at = None if self.at is None else -self.at
 
     @torch.no_grad()
-    def alignments(self, gradients: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    def alignments(self, gradients: Mapping[int, Tensor], *, then: Move = "stay") -> dict[int, Tensor]:
         """Return, for each gradient, its inner product with what its parameter really moved by (0-dim, double).
 
         About a million elements are copied at a time, whatever the size of the model.
+
+        Args:
+            gradients: Position to gradient.
+            then: Where to move the parameters in the same pass over them.
         """
         if self._snapshot is None:
             return {}
         self._prepare()
-        before = dict(zip(self._here, self._snapshot, strict=True))
-        found: dict[int, Tensor] = {}
-        for positions in chunks(gradients, _CHUNK):
-            moved = torch._foreach_sub([self._here[i] for i in positions], [before[i] for i in positions])
-            offsets = Vector(dict(zip(positions, moved, strict=True)))
-            found |= Vector({i: gradients[i] for i in positions}).inner_parts(offsets)
+        found = alignments(self._here, dict(zip(self._here, self._snapshot, strict=True)), gradients, then=then)
+        if then == "restore":
+            self.at = STAY
+        elif then == "reflect" and isinstance(self.at, Draw):
+            self.at = -self.at
         return found
 
     @torch.no_grad()
@@ -174,6 +171,8 @@ class Displacer:
         """Put the parameters back and drop the snapshot."""
         self.restore()
         self._writes.close()
+        if self._snapshot is not None:
+            self._snapshots.give_back(self._snapshot)
         self._snapshot = None
 
 

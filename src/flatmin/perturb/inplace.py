@@ -21,6 +21,7 @@ from flatmin.perturb.displace import Displacer, realize
 from flatmin.perturb.flow import Displacement, Draw, Flow, Realized, Request, Step, Vector, Weights, plan
 from flatmin.perturb.probe import Probe
 from flatmin.perturb.randomness import RandomState
+from flatmin.perturb.sweeps import Move, Snapshots
 from flatmin.vectors import plain_total
 
 Alignments = Mapping[int, Tensor]
@@ -45,6 +46,7 @@ class Evaluation:
         keeps_nonfinite: Make the direction of a flow that is not linear NaN if any of its gradients was not finite,
             for flows that could lose it on the way: a very large ascent can end where gradients vanish.
         local_ascents: Number of evaluations of a flow that is not linear whose gradients stay on this rank.
+        snapshots: Keeps the memory of the copy of the weights for the next evaluation.
 
     Attributes:
         extras: What the flow gave beside its direction, for an update rule of its own.
@@ -63,6 +65,7 @@ class Evaluation:
         loss_scale: Callable[[], Tensor | None] = lambda: None,
         keeps_nonfinite: bool = False,
         local_ascents: int = 0,
+        snapshots: Snapshots | None = None,
     ) -> None:
         self.status: Literal["open", "inside", "finished", "abandoned"] = "open"
         self.owned = owned
@@ -71,7 +74,7 @@ class Evaluation:
         self._hides = owned  # whether what .grad holds is set aside during a probe
         self._parameters = parameters
         self._has_begun = False
-        self._displacer = Displacer(parameters, modules)
+        self._displacer = Displacer(parameters, modules, snapshots=snapshots)
         self._buffers = Buffers(buffers, modules)
         self._common_randomness = common_randomness
         self._observer = observer
@@ -259,8 +262,12 @@ class Evaluation:
             raise
         finally:
             self._averaging.resume()
-        if is_unfinished or not (isinstance(displacement, Draw) and self._next == -displacement):
+        if is_unfinished or not self._is_mirrored(displacement):
             self._displacer.restore()
+
+    def _is_mirrored(self, displacement: Displacement | None) -> bool:
+        """Tell whether the next point is the mirror image of this one."""
+        return isinstance(displacement, Draw) and self._next == -displacement
 
     def _settle(self, displacement: Displacement | None) -> None:
         self._buffers.after_evaluation()
@@ -271,16 +278,20 @@ class Evaluation:
             self._aside = {}
 
     def _observe(self, draw: Draw, observer: Observer) -> None:
-        """Tell ``observer`` <g, u>: the inner product with what this evaluation added to ``.grad``."""
-        after = {} if self._averaging.is_kept_back else self._alignments()
+        """Tell ``observer`` <g, u>: the inner product with what this evaluation added to ``.grad``.
+
+        The same pass over the weights takes them where they have to be next.
+        """
+        then = "reflect" if self._is_mirrored(draw) else "restore"
+        after = {} if self._averaging.is_kept_back else self._alignments(then)
         observer(draw, {i: a - self._before[i] if i in self._before else a for i, a in after.items()})
         # What .grad holds now, against the mirror image: known without another product.
-        mirrored = not self._hides and self._next == -draw
-        self._before = {i: -a for i, a in after.items()} if mirrored else {}
+        carries = not self._hides and self._is_mirrored(draw)
+        self._before = {i: -a for i, a in after.items()} if carries else {}
 
-    def _alignments(self) -> Alignments:
+    def _alignments(self, then: Move = "stay") -> Alignments:
         """Return <g, u> for what ``.grad`` holds, averaged over ranks as the gradients will be."""
-        found = self._displacer.alignments(self._local(grads.current(self._parameters)))
+        found = self._displacer.alignments(self._local(grads.current(self._parameters)), then=then)
         return self._averaging.mean(found) if self._is_local else found
 
     @staticmethod

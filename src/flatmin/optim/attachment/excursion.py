@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flatmin.distributed import local, reshard
-from flatmin.perturb import Displacer, Draw
+from flatmin.perturb import Displacer, Draw, Snapshots
 from flatmin.perturb.gradients import current
 
 
@@ -20,16 +20,21 @@ class Excursion:
         parameters: Position to parameter.
         moves: The displacements that lead to the point; it is the last of them.
         sharded: The FSDP2 modules around the parameters.
+        snapshots: Keeps the memory of the copy of the weights for the next excursion.
     """
 
     def __init__(
-        self, parameters: Mapping[int, Tensor], moves: Sequence[Draw], sharded: Sequence[nn.Module] = ()
+        self,
+        parameters: Mapping[int, Tensor],
+        moves: Sequence[Draw],
+        sharded: Sequence[nn.Module] = (),
+        snapshots: Snapshots | None = None,
     ) -> None:
         self.parameters = parameters
         self.point = moves[-1]
         self._moves, self._sharded = moves, sharded
         # It is not told of the sharded modules: in the middle of a backward pass they must not be resharded.
-        self._displacer = Displacer(parameters)
+        self._displacer = Displacer(parameters, snapshots=snapshots)
         try:
             self._go()
         except BaseException:

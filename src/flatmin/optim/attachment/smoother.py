@@ -21,7 +21,7 @@ from flatmin.optim.attachment.micro_batches import MicroBatches
 from flatmin.optim.attachment.reach import require_reach
 from flatmin.optim.attachment.trace import TraceWitness
 from flatmin.optim.attachment.watch import Graph, GraphWatch
-from flatmin.perturb import Hosts
+from flatmin.perturb import Hosts, Snapshots
 from flatmin.perturb.observation import is_measuring
 
 _NOTHING_SMOOTHED = (
@@ -49,6 +49,7 @@ class Smoother(GraphWatch):
         self.optimizer = optimizer
         self.micro_batches, self._witness, self._hosts = micro_batches, witness, hosts
         self._away: Excursion | None = None
+        self._snapshots = Snapshots()
         self._running: list[Graph | None] = []  # forward passes that have not returned; None for those on clean weights
         self._was_used = False  # by a backward pass that has ended
         self._has_smoothed, self._warns = False, True  # since the last step; if one comes without
@@ -186,7 +187,7 @@ class Smoother(GraphWatch):
         moves, parameters = self.micro_batches.next_moves(), self.micro_batches.groups.parameters()
         if moves and parameters:
             tops = self._hosts.topmost(parameters.values())
-            self._away = Excursion(parameters, moves, require_reach(module, parameters.values(), tops))
+            self._away = Excursion(parameters, moves, require_reach(module, parameters.values(), tops), self._snapshots)
 
     def _pause(self) -> None:
         if self._away is not None:
