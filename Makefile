@@ -6,12 +6,13 @@ BIN    := $(VENV)/bin
 PIP    := $(shell command -v uv >/dev/null 2>&1 && echo "uv pip install --quiet --python $(BIN)/python" \
             || echo "$(BIN)/python -m pip --require-virtualenv install --quiet --disable-pip-version-check")
 
-.PHONY: help compare test test-slow matrix lint types floors unit dist release-check clean
+.PHONY: help compare test test-slow matrix lint types floors unit docs pages dist release-check clean
 help:
 	@echo "make compare    train SGD, WP-SGD, NSO and SAM on real data and write a report (ARGS='--help' for options)"
-	@echo "make test       every check: ruff, pyright, import contract, tests, doctests"
+	@echo "make test       every check: ruff, pyright, import contract, pages, tests, doctests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make matrix     every method in every loop: runs each cell, prints the table, writes docs/matrix.md"
+	@echo "make docs       build the pages, with their gallery, into build/docs"
 	@echo "make dist       build wheel and sdist into dist/"
 	@echo "make release-check  build them, install them into a clean environment, measure the import"
 	@echo "make clean      remove $(VENV) and caches (never runs/)"
@@ -19,7 +20,7 @@ help:
 compare: $(VENV)/.lab
 	@$(BIN)/flatmin compare $(ARGS)
 
-test: lint types floors unit
+test: lint types floors pages unit
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -39,6 +40,17 @@ test-slow: $(VENV)/.dev
 
 matrix: $(VENV)/.dev
 	MATRIX_PAGE=1 $(BIN)/python -m pytest tests/optim -m loop -p matrix -n 2 --dist loadfile -q $(ARGS)
+
+# Read anew each time (-E), since a page that has not changed would not warn again.
+SPHINX := $(BIN)/python -m sphinx -W -E -q -b html -d build/doctrees
+
+docs: $(VENV)/.dev
+	$(SPHINX) docs build/docs
+	@echo "The pages: build/docs/index.html"
+
+# Every page, and no script of the gallery.
+pages: $(VENV)/.dev
+	$(SPHINX) -D plot_gallery=0 docs build/pages
 
 # RELEASE=1.2.3 refuses to build anything but that version, with its section in the changelog.
 dist: $(VENV)/.build
