@@ -31,13 +31,6 @@ every_method = pytest.mark.parametrize(
 cross_entropy = torch.nn.functional.cross_entropy
 
 
-@pytest.fixture(autouse=True)
-def _fresh_states():
-    yield
-    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
-    accelerate.state.GradientState._reset_state()
-
-
 def micro_batches(size=6):
     images, classes = digits()
     return list(zip(images.split(size), classes.split(size), strict=True))
