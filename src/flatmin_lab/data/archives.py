@@ -22,7 +22,7 @@ def member(root: Path, archive: str, name: str) -> bytes:
     path = file_of(root, archive)
     try:
         with tarfile.open(path, "r:xz") as opened:
-            found = next((m for m in opened if m.name.removeprefix("./") == name), None)
+            found = next((m for m in opened if m.isfile() and m.name.removeprefix("./") == name), None)
             file = None if found is None else opened.extractfile(found)
             if file is None:
                 raise DataError(

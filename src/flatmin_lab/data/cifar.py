@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from flatmin_lab.data.arrays import arrays
 from flatmin_lab.data.root import data_root, file_of, required
 from flatmin_lab.data.splits import Split, Splits
 from flatmin_lab.seeds import generator
@@ -45,9 +46,8 @@ def cifar10_jpeg75(root: Path, choose: Callable[[int], torch.Tensor], *, test: b
     """
     Image = required("PIL.Image", "Pillow", "decodes these images")
     path = file_of(root, FILE)
-    with np.load(path, allow_pickle=False) as stored:
-        offsets, labels, header, blob = (stored[k] for k in ("offsets", "labels", "header", "blob"))
-        split = np.flatnonzero(stored["is_test"] == test)
+    offsets, labels, header, blob, is_test = arrays(path, "offsets", "labels", "header", "blob", "is_test")
+    split = np.flatnonzero(is_test == test)
     chosen = split[choose(len(split)).numpy()]
     pixels = np.stack([_decoded(Image, header, blob[offsets[i] : offsets[i + 1]]) for i in chosen])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32) / 255

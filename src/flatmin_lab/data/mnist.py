@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from flatmin_lab.data.arrays import arrays
 from flatmin_lab.data.root import file_of
 from flatmin_lab.data.splits import Split
 
@@ -33,10 +34,9 @@ def mnist(root: Path, name: str, *, test: bool) -> Split:
         Images (n, 1, 28, 28), shifted and scaled by constants, and their classes.
 
     Raises:
-        DataError: The file is missing.
+        DataError: The file is missing or is another one.
     """
     part = "test" if test else "train"
-    with np.load(file_of(root, FILES[name]), allow_pickle=False) as stored:
-        pixels, classes = stored[f"x_{part}"], stored[f"y_{part}"]
+    pixels, classes = arrays(file_of(root, FILES[name]), f"x_{part}", f"y_{part}")
     images = torch.from_numpy(pixels).unsqueeze(1).to(torch.float32) / 255
     return Split((images - _MEAN) / _SCALE, torch.from_numpy(classes.astype(np.int64)))

@@ -26,7 +26,7 @@ def contents(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(path, "r:*") as opened:
             for member in opened:
-                file = opened.extractfile(member)
+                file = opened.extractfile(member) if member.isfile() else None  # links lead anywhere
                 if file is not None:
                     yield member.name.removeprefix("./"), file.read()
     except FAILURES as error:

@@ -222,9 +222,14 @@ def _transformer(path: Path, head_seed: int | None) -> Subject:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(head_seed or 0)
             model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
-                path, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+                path,
+                local_files_only=True,
+                trust_remote_code=False,  # or else transformers asks at the terminal
+                use_safetensors=True,
+                output_loading_info=True,
+                dtype=torch.float32,
             )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise WeightsError(

@@ -38,7 +38,12 @@ def read_folder(kind: str, folder: Path, **options: Any) -> Any:
 
     with _quiet(transformers):
         try:
-            return getattr(transformers, kind).from_pretrained(folder, local_files_only=True, **options)
+            return getattr(transformers, kind).from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,  # or else transformers asks at the terminal
+                **options,
+            )
         except (OSError, ValueError, SafetensorError) as error:
             first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise WeightsError(
