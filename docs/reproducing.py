@@ -61,23 +61,24 @@ _SHARES = ("nso.pairing-small-digits", "nso.pairing-small-resnet20")
 _COMPARISON = """\
 ## Where NSO wins, and where it does not
 
-NSO less the other method with as many gradient evaluations: test accuracy in points (R@10 for pairs of images and texts)
-with Student's interval and an exact sign-flip test, and the trace of the Hessian as a change in percent with Fieller's
-interval. Three seeds cannot decide at 5 %, whatever they show, and no p is corrected here.
+NSO less the other method with as many gradient evaluations: test accuracy in points (R@10 for pairs of images and
+texts) with Student's interval and an exact sign-flip test, and the trace of the Hessian as a change in percent with
+Fieller's interval. Three seeds cannot decide at 5 %, whatever they show, and no p is corrected here.
 """
 _IN_WORDS = """\
-In words. On networks trained from the start NSO is more accurate than SGD, by far on noisy labels, and much flatter. At
-equal cost it is not told apart from WP-SGD, its one-sided half. SAM is more accurate than NSO on noisy labels, and
+In words. On networks trained from the start NSO is more accurate than SGD, by far on noisy labels, and much flatter.
+At equal cost it is not told apart from WP-SGD, its one-sided half. SAM is more accurate than NSO on noisy labels, and
 elsewhere no difference in accuracy is shown, so that the paper's order of the two is not found here. Where a trained
-ResNet-20 is fine-tuned, NSO is neither more accurate nor flatter than SGD, which takes twice as many steps for as many
-gradients, ends at a smaller training loss, and has a smaller trace there; after as many steps (`nso.pairing`) NSO is more
-accurate. Small language models and pairs of images and texts become much flatter with NSO, and no more accurate. A smaller
-trace does not by itself mean a better network.
+ResNet-20 is fine-tuned, NSO is neither more accurate nor flatter than SGD, which takes twice as many steps for as
+many gradients, ends at a smaller training loss, and has a smaller trace there; after as many steps (`nso.pairing`)
+NSO is more accurate. Small language models and pairs of images and texts become much flatter with NSO, but are
+trained less far with as many gradients, and are no more accurate. A smaller trace does not by itself mean a better
+network.
 """
 _PAIRED = """\
-**Two-point noise at the price of SGD**: the two points on the two halves of a batch, and the share of NSO's effect that
-this keeps, in percent. *At least 90 %* is shown or refuted by the interval. On perceptrons it is kept; on the ResNet-20,
-whose batch normalisation sees half a batch at a time, the gain in accuracy is not.
+**Two-point noise at the price of SGD**: the two points on the two halves of a batch, and the share of NSO's effect
+that this keeps, in percent. *At least 90 %* is shown or refuted by the interval. On perceptrons it is kept; on the
+ResNet-20, whose batch normalisation sees half a batch at a time, the gain in accuracy is not.
 """
 
 
