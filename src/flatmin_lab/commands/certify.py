@@ -11,7 +11,7 @@ import tyro
 from flatmin_lab.recipes.registry import CERTIFICATES
 
 _WHAT_HELP = (
-    "A finished run of `flatmin compare`, or a recipe that trains for a certificate: "
+    "A finished run of `flatmin train` or `flatmin compare`, or a recipe that trains for a certificate: "
     f"{'; '.join(f'{name} ({summary})' for name, summary in CERTIFICATES.items())}."
 )
 

@@ -26,8 +26,8 @@ class Measure:
     tensors alone; nothing in them is executed.
 
     Attributes:
-        weights: A file (.safetensors, or a state dict as .pt), the folder of a finished run of `flatmin compare`, or a
-            folder of transformers.
+        weights: A file (.safetensors, or a state dict as .pt), the folder of a finished run of `flatmin train` or
+            `flatmin compare`, or a folder of transformers.
         trace: The trace of the Hessian, exact where it can be, else to --rtol.
         eigenvalues: So many eigenvalues of the Hessian, those of largest magnitude.
         density: The density of the Hessian's spectrum.
