@@ -30,8 +30,8 @@ class Compare:
     Attributes:
         methods: What to compare.
         tasks: On what.
-        seeds: Paired seeds. With fewer than six the exact test cannot reach p = 0.05, and with fewer than seven not after
-            Holm's correction for three methods beside SGD.
+        seeds: Paired seeds. With fewer than six the exact test cannot reach p = 0.05, and after Holm's
+            correction for three methods beside SGD not with fewer than seven.
         budget: Gradient evaluations of each run, the same for every method.
         out: The run folder: new, empty, or one to continue.
         workers: Runs at a time; one for each core of this machine or of the Ray cluster if not given, 16 with Slurm.
