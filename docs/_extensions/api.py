@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
+from sphinx.ext.autodoc.mock import mock
 from sphinx.util.docutils import SphinxDirective
 
 
@@ -37,7 +38,8 @@ class Api(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return the table and the entries."""
-        module = importlib.import_module(self.arguments[0])
+        with mock(self.config.autodoc_mock_imports):  # frameworks take seconds
+            module = importlib.import_module(self.arguments[0])
         names = " ".join(self.content).split()
         lines = [".. autosummary::", "   :nosignatures:", ""]
         lines += [f"   ~{module.__name__}.{name}" for name in names]

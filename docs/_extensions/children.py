@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sphinx.application import Sphinx
 
-TREE = "\n\n```{{toctree}}\n:hidden:\n:glob:\n\n{entries}\n```\n"
+TREE = "\n\n```{{toctree}}\n:hidden:\n\n{entries}\n```\n"
+
+
+def entry(page: Path, docs: Path) -> str:
+    """Return the line of a page; a folder's README goes by the folder's name."""
+    name = f"/{page.relative_to(docs).with_suffix('').as_posix()}"
+    return f"{page.parent.name} <{name}>" if page.stem == "README" else name
 
 
 def append(app: Sphinx, docname: str, content: list[str]) -> None:
-    """Append the hidden tree of a page's children."""
-    entries = [entry for entry in app.config.children.get(docname, []) if any(app.srcdir.glob(f"{entry}.md"))]
+    """Append the hidden tree of a page's children, each once, in the order of the patterns."""
+    docs = Path(app.srcdir)
+    pages = [page for pattern in app.config.children.get(docname, []) for page in sorted(docs.glob(f"{pattern}.md"))]
+    entries = [entry(page, docs) for page in dict.fromkeys(pages) if page != docs / f"{docname}.md"]
     if entries:
-        content[0] += TREE.format(entries="\n".join(f"/{entry}" for entry in entries))
+        content[0] += TREE.format(entries="\n".join(entries))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -10,13 +10,15 @@ from sphinx.application import Sphinx
 #: Code, roles, what is escaped already, emphasis.
 SPAN = re.compile(r"(``.*?``|:\w+:`[^`]*`|`[^`]*`|\\.|(?<![\w*])\*{1,2}\w[^*|]*?\w\*{1,2}(?![\w*]))")
 SPECIAL = re.compile(r"(\*+|\|)")
+#: "k." alone, which would begin a numbered list.
+INITIAL = re.compile(r"^(:\w+ [^:]+: )(\w\.)(?=\s|$)")
 
 
 def escape(line: str) -> str:
     """Return a line whose bars and stars are themselves, outside of code, roles and emphasis."""
     parts = SPAN.split(line)
     parts[::2] = [SPECIAL.sub(lambda sign: "".join(f"\\{c}" for c in sign[0]), part) for part in parts[::2]]
-    return "".join(parts)
+    return INITIAL.sub(r"\1\\\2", "".join(parts))
 
 
 def escape_text(lines: list[str]) -> None:

@@ -7,7 +7,6 @@ A σ that another network was trained with says little about this one. A rise of
 changes nothing in the network. :doc:`../choosing-sigma` says how good the proposal is.
 """
 
-import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -43,8 +42,9 @@ print(later)
 # %%
 # On logarithmic axes a straight line of slope 2 is the quadratic regime, where noise is a penalty on the trace.
 
-figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-for ax, search, title in zip(axes, (start, later), ("before training", "after 300 steps"), strict=True):
-    plot_radius(search, ax)
-    ax.set_xlabel(f"σ, {title}")
-plt.show()
+plot_radius(start)
+
+# %%
+# And after training:
+
+plot_radius(later)
