@@ -7,11 +7,12 @@ appears at once.
 from flatmin_lab.commands.certify import Certify
 from flatmin_lab.commands.compare import Compare
 from flatmin_lab.commands.doctor import Doctor
+from flatmin_lab.commands.landscape import Landscape
 from flatmin_lab.commands.measure import Measure
 from flatmin_lab.commands.report import Report
 from flatmin_lab.commands.reproduce import Reproduce
 from flatmin_lab.commands.train import Train
 
-Command = Compare | Train | Measure | Certify | Reproduce | Report | Doctor
+Command = Compare | Train | Measure | Landscape | Certify | Reproduce | Report | Doctor
 
-__all__ = ["Certify", "Command", "Compare", "Doctor", "Measure", "Report", "Reproduce", "Train"]
+__all__ = ["Certify", "Command", "Compare", "Doctor", "Landscape", "Measure", "Report", "Reproduce", "Train"]

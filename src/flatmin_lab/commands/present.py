@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flatmin_lab.certificate_record import CertificateRecord, CertificateSweep
+    from flatmin_lab.landscapes.record import Landscape
     from flatmin_lab.measure import Sheet
     from flatmin_lab.report.stored import Stored
     from flatmin_lab.spec import Comparison
@@ -74,6 +75,22 @@ def present_sheet(sheet: Sheet, folder: Path, *, as_json: bool) -> None:
         return
     console = Console()
     console.print(sheet_table(sheet))
+    console.print(f"Report: {files['report']}", highlight=False, soft_wrap=True)
+
+
+def present_landscape(found: Landscape, folder: Path, *, as_json: bool) -> None:
+    """Show lines or planes."""
+    from rich.console import Console
+
+    from flatmin_lab.report.landscapes import landscape_table, publish_landscape
+
+    files = publish_landscape(found, folder)
+    if as_json:
+        everything = {**found.model_dump(mode="json"), "files": {name: str(path) for name, path in files.items()}}
+        print(json.dumps(everything, indent=2, allow_nan=False))  # noqa: T201  (the result)
+        return
+    console = Console()
+    console.print(landscape_table(found))
     console.print(f"Report: {files['report']}", highlight=False, soft_wrap=True)
 
 

@@ -59,14 +59,32 @@ def publish_sheet(sheet: Sheet, folder: Path) -> dict[str, Path]:
     drawn = list(drawings(sheet.measurement))
     write_whole(files["report"], render_sheet(sheet, drawn).encode())
     for drawing in drawn:
-        for kind in ("svg", "png"):
-            path = folder / f"{drawing.name}.{kind}"
-            buffer = io.BytesIO()
-            with mpl.rc_context({**RC, "svg.hashsalt": drawing.name}):
-                metadata = {"Date": None} if kind == "svg" else {}
-                drawing.figure.savefig(buffer, format=kind, dpi=200, facecolor=PAPER, metadata=metadata)
-            write_whole(path, buffer.getvalue())
-            files[f"{drawing.name}.{kind}"] = path
+        files |= write_figure(drawing, folder)
+    return files
+
+
+def write_figure(drawing: Drawing, folder: Path) -> dict[str, Path]:
+    """Write a figure as SVG and PNG.
+
+    Args:
+        drawing: The figure; equal ones give equal files.
+        folder: Where.
+
+    Returns:
+        The files by their names.
+
+    Raises:
+        StoreError: One of them cannot be written.
+    """
+    files = {}
+    for kind in ("svg", "png"):
+        name = f"{drawing.name}.{kind}"
+        buffer = io.BytesIO()
+        with mpl.rc_context({**RC, "svg.hashsalt": drawing.name}):
+            metadata = {"Date": None} if kind == "svg" else {}
+            drawing.figure.savefig(buffer, format=kind, dpi=200, facecolor=PAPER, metadata=metadata)
+        write_whole(folder / name, buffer.getvalue())
+        files[name] = folder / name
     return files
 
 
