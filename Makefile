@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(shell command -v uv >/dev/null 2>&1 && echo "uv pip install --quiet --python $(BIN)/python" \
             || echo "$(BIN)/python -m pip --require-virtualenv install --quiet --disable-pip-version-check")
 
-.PHONY: help compare test test-slow matrix lint types floors unit docs pages dist release-check clean
+.PHONY: help compare test test-slow matrix lint types floors unit docs dist release-check clean
 help:
 	@echo "make compare    train SGD, WP-SGD, NSO and SAM on real data and write a report (ARGS='--help' for options)"
 	@echo "make test       every check: ruff, pyright, import contract, pages, tests, doctests"
@@ -20,7 +20,7 @@ help:
 compare: $(VENV)/.lab
 	@$(BIN)/flatmin compare $(ARGS)
 
-test: lint types floors pages unit
+test: lint types floors docs unit
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -41,16 +41,10 @@ test-slow: $(VENV)/.dev
 matrix: $(VENV)/.dev
 	MATRIX_PAGE=1 $(BIN)/python -m pytest tests/optim -m loop -p matrix -n 2 --dist loadfile -q $(ARGS)
 
-# Read anew each time (-E), since a page that has not changed would not warn again.
-SPHINX := $(BIN)/python -m sphinx -W -E -q -b html -d build/doctrees
-
+# Read anew each time (-E), since a page that has not changed would not warn again; the gallery's scripts are run.
 docs: $(VENV)/.dev
-	$(SPHINX) docs build/docs
+	$(BIN)/python -m sphinx -W -E -q -b html -d build/doctrees docs build/docs
 	@echo "The pages: build/docs/index.html"
-
-# Every page, and no script of the gallery.
-pages: $(VENV)/.dev
-	$(SPHINX) -D plot_gallery=0 docs build/pages
 
 # RELEASE=1.2.3 refuses to build anything but that version, with its section in the changelog.
 dist: $(VENV)/.build
@@ -86,4 +80,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.made
 	@touch $(VENV)/.lab $@
 
 clean:
-	rm -rf $(VENV) .hypothesis .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .hypothesis .pytest_cache .ruff_cache build dist docs/auto_gallery
