@@ -31,7 +31,7 @@ class Monitor:
 
     It is invisible: weights, gradients, random states and what is trained are as they would be without it. Under
     several processes each may have one, or the first alone: nothing is asked of other processes, and trackers are told
-    by the first only. The noise-to-signal ratio is known to a single process alone.
+    by the first only, so make them there. The noise-to-signal ratio is known to a single process alone.
 
     Args:
         source: A method of flatmin (``fm.NSO(...)``, also in a framework's wrapper) or what :func:`flatmin.attach`
