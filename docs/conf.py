@@ -33,7 +33,7 @@ exclude_patterns = ["_*", "gallery"]
 highlight_language = "none"  # a block that names no language is plain text
 html_math_renderer = "mathml"
 children = {  # those that are there
-    "methods/README": ["methods/nso", "methods/wpsgd", "methods/attach", "methods/*sam", "methods/*"],
+    "methods/README": ["methods/nso", "methods/wpsgd", "methods/attach", "methods/sam", "methods/*sam", "methods/*"],
     "perturbation-gap": ["landscapes"],
     "curvature-benchmark": ["performance"],
     "reproducing": ["theory-nso", "theory-escape", "results/reproductions/*/README"],
@@ -70,6 +70,7 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "write_computation_times": False,
     "show_signature": False,
+    "capture_repr": (),
     "notebook_extensions": set(),
 }
 

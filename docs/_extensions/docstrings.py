@@ -37,13 +37,20 @@ def escape_text(lines: list[str]) -> None:
                 lines[number] = escape(line)
 
 
+def keep_colon(_app: Sphinx, what: str, _name: str, _thing: Any, _options: Any, lines: list[str]) -> None:
+    """Keep the first line of a property, which napoleon would take for its type up to a colon."""
+    if what in {"attribute", "property"} and lines and ": " in lines[0]:
+        lines.insert(0, "\\")
+
+
 def process(_app: Sphinx, _what: str, _name: str, _thing: Any, _options: Any, lines: list[str]) -> None:
     """Escape a docstring once napoleon has read its sections."""
     escape_text(lines)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Listen to docstrings, after napoleon."""
+    """Listen to docstrings, before and after napoleon."""
     app.setup_extension("sphinx.ext.autodoc")
+    app.connect("autodoc-process-docstring", keep_colon, priority=400)
     app.connect("autodoc-process-docstring", process, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
