@@ -118,3 +118,59 @@ def test_pages_ask_nothing_of_the_network():
     """No script, style or font of another host: pages can be read offline and tell nobody."""
     for file in [*DOCS.glob("_static/*.css"), DOCS / "conf.py", *DOCS.glob("_extensions/*.py")]:
         assert not re.search(r"https?://", file.read_text("utf-8")), file.name
+
+
+def extension(monkeypatch, name):
+    """One of the extensions that build the site, which is there with Sphinx."""
+    pytest.importorskip("sphinx")
+    monkeypatch.syspath_prepend(DOCS / "_extensions")
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize(
+    ("written", "link"),
+    [
+        ("[NSO](methods/nso.md#x)", "[NSO](/methods/nso.md#x)"),
+        (
+            "[tables](results/reproductions/nso.theory-small)",
+            "[tables](/results/reproductions/nso.theory-small/README.md)",
+        ),
+        ("[records](results/certificates)", "records"),  # a folder without a README
+        ("[changes](../CHANGELOG.md)", "[changes](/changelog.md)"),
+        ("[script](../examples/measure_and_certify.py)", "script"),
+        ("[paper](https://arxiv.org/abs/2306.08553) ![figure](certificates.png)",) * 2,
+        ("[gone](no-such-page.md)",) * 2,  # left to MyST, whose warning is an error
+    ],
+)
+def test_links_lead_to_pages_of_the_site(monkeypatch, written, link):
+    links = extension(monkeypatch, "links")
+    assert links.follow(written, source=DOCS / "index.md", docs=DOCS) == link
+
+
+def test_docstrings_mean_what_they_show_in_a_terminal(monkeypatch):
+    docstrings = extension(monkeypatch, "docstrings")
+    lines = [
+        "The length |w| of ``|w|``, shape (*batch, d), is *not* :math:`|w|`.",
+        ":param k: k.",
+        ".. math:: |g|",
+        "",
+        "   |h|",
+        "",
+        ">>> 2 ** 3 | 1",
+        "9",
+        "",
+        "**kwargs",
+    ]
+    docstrings.escape_text(lines)
+    assert lines == [
+        "The length \\|w\\| of ``|w|``, shape (\\*batch, d), is *not* :math:`|w|`.",
+        ":param k: \\k.",
+        ".. math:: |g|",
+        "",
+        "   |h|",
+        "",
+        ">>> 2 ** 3 | 1",
+        "9",
+        "",
+        "\\*\\*kwargs",
+    ]
