@@ -6,6 +6,7 @@ import sqlite3
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,6 +36,11 @@ class TestJsonLines:
         lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
         assert lines[:2] == lines[2:]
         assert lines[1] == {"step": 20, "loss": 0.5, "hessian_trace": None}
+
+    def test_numbers_of_torch_and_numpy_are_numbers(self, tmp_path):
+        with JsonLines(tmp_path / "metrics.jsonl") as tracker:
+            tracker.log({"loss": torch.tensor(0.5), "accuracy": np.float32(0.25), "epoch": 3}, 10)
+        assert json.loads(tracker.path.read_text()) == {"step": 10, "loss": 0.5, "accuracy": 0.25, "epoch": 3.0}
 
     def test_a_run_that_goes_on_takes_away_what_comes_again(self, tmp_path):
         path = tmp_path / "metrics.jsonl"

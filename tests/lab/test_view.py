@@ -165,6 +165,12 @@ class TestRunBar:
         assert "measuring curvature" in written
         assert written.endswith("\x1b[1A\x1b[2K")  # cursor up, line cleared
 
+    def test_a_rank_that_shows_nothing_leaves_the_terminal_alone(self):
+        file = io.StringIO()
+        with RunBar(Console(file=file, force_terminal=True)):
+            pass
+        assert file.getvalue() == ""
+
     @pytest.mark.parametrize(("encoding", "sign"), [("utf-8", "±"), ("ascii", "+-")])
     def test_elsewhere_it_writes_an_occasional_line(self, bar, encoding, sign):
         name = run_spec(budget=100).name

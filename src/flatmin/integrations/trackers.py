@@ -23,6 +23,7 @@ class _Closing:
     """Closes with the block it is the context of."""
 
     def close(self) -> None:
+        """End the run."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -52,7 +53,7 @@ class JsonLines(_Closing):
     """
 
     def __init__(self, path: str | os.PathLike[str], *, purge_step: int | None = None) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._keep_before(purge_step)
         self._file = self.path.open("a", encoding="utf-8", newline="\n")
@@ -71,7 +72,7 @@ class JsonLines(_Closing):
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write a line."""
-        numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        numbers = {name: number if math.isfinite(number := float(v)) else None for name, v in metrics.items()}
         self._file.write(json.dumps({"step": step, **numbers}, allow_nan=False) + "\n")
         self._file.flush()
 
@@ -122,7 +123,7 @@ class _Run(_Closing):
     def __init__(self, module: Any, run: Any, options: Mapping[str, Any]) -> None:
         self._is_own = run is None  # a run that was begun elsewhere is ended there
         with contextlib.redirect_stdout(sys.stderr):
-            self.run = module.init(**{"project": "flatmin", **options}) if run is None else run
+            self.run: Any = module.init(**{"project": "flatmin", **options}) if run is None else run
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Hand the numbers over."""

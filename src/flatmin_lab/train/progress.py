@@ -33,13 +33,10 @@ class RunBar:
         self._live = Live(self._view, console=console, transient=True, refresh_per_second=8)
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._console.is_terminal:
-            self._live.stop()
+        self._live.stop()
 
     def note(self, message: str) -> None:
         """Print one line above the picture."""
@@ -49,6 +46,7 @@ class RunBar:
         """Show that training begins, or goes on after so many gradient evaluations and with the history so far."""
         self._spec = spec
         self._view.begin(spec, evaluations, past)
+        self._show()
 
     def point(self, point: Point) -> None:
         """Show a point of the history."""
@@ -59,7 +57,13 @@ class RunBar:
         """Show that the curvature is measured."""
         self._spec = spec
         self._view.occupied(spec, _MEASURING)
+        self._show()
         self._line(_MEASURING, spec.budget)
+
+    def _show(self) -> None:
+        """Begin the picture: not before there is something, since ranks that show nothing share the terminal."""
+        if self._console.is_terminal:
+            self._live.start()
 
     def _line(self, at: str, evaluations: int) -> None:
         """Say where the run is, if this is no terminal and it is time."""
