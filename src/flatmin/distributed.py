@@ -110,7 +110,7 @@ class ShardedTotal:
         return list(by_layout.items())
 
 
-def shard_groups(parameter: Tensor) -> tuple:
+def shard_groups(parameter: Tensor) -> tuple[Any, ...]:
     """Return the process groups over which ``parameter`` is split; replicated dimensions hold it whole."""
     if not is_sharded(parameter):
         return ()
@@ -217,7 +217,7 @@ class GradientAveraging:
         if self.is_put_off:
             for module in self._replicas:
                 module.require_backward_grad_sync = True
-        self.is_put_off = False
+        self.is_put_off: bool = False
 
     def mean(self, values: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """Return the averages over ranks of 0-dim tensors, by one small all-reduce."""

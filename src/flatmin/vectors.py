@@ -92,8 +92,8 @@ class Vector:
     __slots__ = ("tensors", "total")
 
     def __init__(self, tensors: Mapping[int, Tensor], total: Total = plain_total) -> None:
-        self.tensors = dict(tensors)
-        self.total = total
+        self.tensors: dict[int, Tensor] = dict(tensors)
+        self.total: Total = total
 
     def __add__(self, other: Vector | Scale) -> Vector:
         if not isinstance(other, Vector):  # a number is added to every coordinate that is there

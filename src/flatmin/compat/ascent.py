@@ -36,7 +36,7 @@ class Ascent:
         # The registry holds the ascent, so that a collection of cycles cannot take its parts in another order.
         finalizer = weakref.finalize(owner, self._let_go)
         finalizer.atexit = False
-        self.disown = finalizer.detach
+        self.disown: Callable[[], object] = finalizer.detach
 
     def climb(self, *, keeps_gradients: bool) -> None:
         """Have the flow see the gradients at hand, and enter its second probe."""

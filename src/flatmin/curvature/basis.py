@@ -40,7 +40,9 @@ class Basis:
     """
 
     def __init__(self, d: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.d, self.dtype, self.device = d, dtype, device
+        self.d: int = d
+        self.dtype: torch.dtype = dtype
+        self.device: torch.device = device
         self._pages: list[Tensor] = []
         self._begins = [0]  # of the blocks that were taken in, and of the next
 

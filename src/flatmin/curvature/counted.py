@@ -12,6 +12,7 @@ from flatmin.errors import NonFiniteError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from torch import Tensor
 
 
@@ -43,11 +44,12 @@ class Counted:
 
     def __init__(self, operator: LinearOperator) -> None:
         self.operator = operator
-        self.d = dimension(operator)
-        self.dtype, self.device = operator.dtype, operator.device
-        self.num_matvecs = 0
+        self.d: int = dimension(operator)
+        self.dtype: torch.dtype = operator.dtype
+        self.device: torch.device = operator.device
+        self.num_matvecs: int = 0
         self._before: float | None = getattr(operator, "gradients", None)
-        self.recalled = 0.0
+        self.recalled: float = 0.0
 
     def products(self, block: Tensor) -> Tensor:
         """Return the products with the columns of ``block`` (d, m).

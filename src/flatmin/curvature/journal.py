@@ -56,8 +56,8 @@ class Journal:
         self._watch, self._room = watch, limit
         self._index = 0
         self._recalling = entries is not None
-        self.columns = 0
-        self.recalled = 0.0
+        self.columns: int = 0
+        self.recalled: float = 0.0
 
     @contextmanager
     def open(self) -> Iterator[Journal]:

@@ -73,10 +73,10 @@ class Krylov:
         avoid: Tensor | None = None,
         norm: float = 0.0,
     ) -> None:
-        self.counted = operator if isinstance(operator, Counted) else Counted(operator)
+        self.counted: Counted = operator if isinstance(operator, Counted) else Counted(operator)
         dtype = torch.promote_types(self.counted.dtype, torch.float32)
         self._wide = accumulation_dtype(self.counted.device)
-        self.eps = torch.finfo(dtype).eps
+        self.eps: float = torch.finfo(dtype).eps
         self._avoided = Basis(self.counted.d, dtype, self.counted.device)
         self._basis = Basis(self.counted.d, dtype, self.counted.device)
         if avoid is not None:
@@ -129,7 +129,7 @@ class Krylov:
         restricted[old:, :old] = self.coupling
         restricted[:, old:] = coefficients
         self._check_symmetry(restricted)
-        self.restricted = restricted
+        self.restricted: Tensor = restricted
         self._next, reached = self._orthonormalised(image, self._largest)
         self.coupling = torch.cat([torch.zeros(len(reached), old, dtype=self._wide), reached], dim=1)
 
@@ -172,7 +172,7 @@ class Krylov:
         self.remove(rows.T)
         rows.div_(norms(rows).to(rows)[:, None])
         self._next, _ = self._orthonormalised(rows, 1.0)
-        self.coupling = torch.zeros(self.num_next, self.size, dtype=self._wide)
+        self.coupling: Tensor = torch.zeros(self.num_next, self.size, dtype=self._wide)
 
     def _orthonormalised(self, rows: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Return an orthonormal basis Q of ``rows`` (n, d), which are orthogonal to V, and C with rows = C'Q.

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from torch.distributed import ProcessGroup
 
+    from flatmin.curvature.layout import Layout
+
 _ALIKE = 1e-3  # vectors of ranks differ by rounding at most; other seeds make other vectors altogether
 
 
@@ -44,8 +46,11 @@ class _OverRanks(Operator):
         self._operator = operator
         self._group: Any = torch.distributed.group.WORLD if group is None else group
         self._world = torch.distributed.get_world_size(self._group)
-        self.layout, self.shape = operator.layout, operator.shape
-        self.dtype, self.device, self.multiplies = operator.dtype, operator.device, operator.multiplies
+        self.layout: Layout = operator.layout
+        self.shape: tuple[int, int] = operator.shape
+        self.dtype: torch.dtype = operator.dtype
+        self.device: torch.device = operator.device
+        self.multiplies: bool = operator.multiplies
 
     @property
     def parts(self) -> tuple[Operator, ...]:

@@ -80,11 +80,11 @@ class EmpiricalRisk:
         self.model: nn.Module = unwrapped(module)
         reshard(sharded_modules(self.model.modules()))  # after an evaluation, the root holds gathered copies instead
         check_embeddings(self.model)
-        self.parameters = trainable_parameters(self.model, sharded=sharded)
-        self.groups = mesh_groups(self.parameters.values()) or ([] if group is None else [group])
-        self.layout = Layout.of(self.parameters)
+        self.parameters: dict[str, nn.Parameter] = trainable_parameters(self.model, sharded=sharded)
+        self.groups: list[Any] = mesh_groups(self.parameters.values()) or ([] if group is None else [group])
+        self.layout: Layout = Layout.of(self.parameters)
         self._still = still_rows(self.model, self.parameters)
-        self.device = next(iter(self.parameters.values())).device
+        self.device: torch.device = next(iter(self.parameters.values())).device
         self._mode: Mode = "eval" if choice("mode", mode, get_args(Mode)) == "eval" else "current"
         self._batches = reiterable(batches)
         self._forward = Forward(self.model, loss_fn, compiled(module))

@@ -17,8 +17,8 @@ from flatmin.perturb import Probe
 
 try:
     from accelerate import Accelerator  # pyright: ignore[reportMissingImports]  (optional)
-except ModuleNotFoundError as error:
-    raise missing("accelerate", "pip install 'flatmin[trainer]'") from error
+except ModuleNotFoundError as _error:
+    raise missing("accelerate", "pip install 'flatmin[trainer]'") from _error
 
 
 def probes(accelerator: Accelerator, optimizer: Optimizer) -> Iterator[Probe]:

@@ -22,8 +22,8 @@ try:
     from lightning.pytorch import Callback, LightningModule, Trainer
 
     from flatmin.integrations.lightning_loop import probing, reroute, step_after_closure
-except ModuleNotFoundError as error:
-    raise missing("lightning", "pip install 'flatmin[lightning]'") from error
+except ModuleNotFoundError as _error:
+    raise missing("lightning", "pip install 'flatmin[lightning]'") from _error
 
 
 class _TraceCallback(Callback):

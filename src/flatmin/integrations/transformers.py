@@ -21,8 +21,8 @@ from flatmin.perturb import Hosts
 
 try:
     from transformers import Trainer, TrainerCallback
-except ModuleNotFoundError as error:
-    raise missing("transformers", "pip install 'flatmin[trainer]'") from error
+except ModuleNotFoundError as _error:
+    raise missing("transformers", "pip install 'flatmin[trainer]'") from _error
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -137,7 +137,8 @@ class FlatMinimaMixin(_Base):
         self._waiting = []  # of a run that ended within a step
         optimizer = super().create_optimizer(model)
         if self.flat_minima is not None and not self.flat_minima.attaches and method_within(optimizer) is None:
-            self.optimizer = optimizer = self.flat_minima.around(optimizer)
+            optimizer = self.flat_minima.around(optimizer)
+            self.optimizer: Optimizer = optimizer
         return optimizer
 
     def training_step(

@@ -198,8 +198,8 @@ class Pairs:
     ) -> None:
         self._noise, self._law, self._stream, self._risk = noise, resolve_law(noise), Stream(seed).child(_STREAM), risk
         risk.check_weights()
-        self.num_evaluations = int(clean_loss is None)
-        self.clean_loss = risk.mean() if clean_loss is None else clean_loss
+        self.num_evaluations: int = int(clean_loss is None)
+        self.clean_loss: float = risk.mean() if clean_loss is None else clean_loss
         # Positions count all parameters, so that one's noise does not depend on which others are moved.
         named = enumerate(risk.parameters.items())
         chosen = {i: parameter for i, (name, parameter) in named if moved is None or name in moved}

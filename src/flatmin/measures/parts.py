@@ -63,7 +63,7 @@ class Work:
         self.spent: dict[str, Spent] = {}
         with H.risk.observed():
             H.risk.check_weights()
-            self.loss = H.risk.mean()
+            self.loss: float = H.risk.mean()
         self._place = "" if store is None else _digest(H, self.loss)
 
     def part(

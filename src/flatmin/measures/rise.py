@@ -82,8 +82,8 @@ class Rise:
 
     def __init__(self, risk: EmpiricalRisk) -> None:
         risk.check_weights()
-        self.clean_loss = risk.mean()
-        self.num_evaluations = 1
+        self.clean_loss: float = risk.mean()
+        self.num_evaluations: int = 1
         self._risk = risk
         self._displacer = Displacer(dict(enumerate(risk.parameters.values())))
 

@@ -36,7 +36,7 @@ class Observation:
     """
 
     def __init__(self) -> None:
-        self.is_partial = False
+        self.is_partial: bool = False
         self._sums: dict[int, Tensor] = {}
         self._count = 0
 

@@ -43,7 +43,7 @@ class NoiseToSignal:
     """
 
     def __init__(self) -> None:
-        self.points = 0
+        self.points: int = 0
         self._origin: dict[int, Tensor] = {}
         self._before: dict[int, Tensor] = {}
         self._weight = 0.0

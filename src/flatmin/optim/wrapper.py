@@ -32,7 +32,7 @@ class Wrapper(Optimizer):
 
     def __init__(self, base: Optimizer) -> None:
         # Optimizer.__init__ would make groups and a state of its own; __setstate__ makes the rest, its hooks.
-        self.base = require_base(base, type(self).__name__)
+        self.base: Optimizer = require_base(base, type(self).__name__)
         self.__setstate__({})
 
     @property

@@ -53,9 +53,13 @@ class PlateauChain(Problem):
     def __init__(
         self, learning_rates: Sequence[float], *, smoothness: float = 1.0, gradient_noise: float = 1.0
     ) -> None:
-        self.smoothness = positive("smoothness", smoothness, hint="It is C, a Lipschitz constant of the gradient.")
-        self.gradient_noise = positive("gradient_noise", gradient_noise, hint="It is σ_g, the size of an error.")
-        self.learning_rates = tuple(positive("learning_rates", lr, hint="Give η₀ to η_{T-1}.") for lr in learning_rates)
+        self.smoothness: float = positive(
+            "smoothness", smoothness, hint="It is C, a Lipschitz constant of the gradient."
+        )
+        self.gradient_noise: float = positive("gradient_noise", gradient_noise, hint="It is σ_g, the size of an error.")
+        self.learning_rates: tuple[float, ...] = tuple(
+            positive("learning_rates", lr, hint="Give η₀ to η_{T-1}.") for lr in learning_rates
+        )
         if not self.learning_rates:
             raise ArgumentError("learning_rates is empty, but the chain has a link for each step. Give at least one.")
         if max(self.learning_rates) > 1 / self.smoothness:

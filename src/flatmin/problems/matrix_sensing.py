@@ -64,7 +64,7 @@ class MatrixSensing(Problem):
     ) -> None:
         d = _rows(factor)
         super().__init__((d, d), name="W")
-        self.convention = choice("convention", convention, get_args(Convention))
+        self.convention: str = choice("convention", convention, get_args(Convention))
         self.factor = factor
         # Positions of the upper triangle among the d² entries, and of each of the d² entries in the triangle.
         rows, columns = torch.triu_indices(d, d, device=factor.device)
@@ -78,7 +78,7 @@ class MatrixSensing(Problem):
         if not sum(map(len, packed)):
             raise ArgumentError("there are no measurements, so that nothing is asked of W. Pass at least one.")
         self._coefficients = torch.cat(packed)
-        self.targets = self._measured(factor @ factor.mT)
+        self.targets: Tensor = self._measured(factor @ factor.mT)
 
     @property
     def num_measurements(self) -> int:

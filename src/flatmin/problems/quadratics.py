@@ -26,7 +26,7 @@ class Quadratic(Problem):
     """
 
     def __init__(self, curvature: float, dim: int) -> None:
-        self.curvature = positive("curvature", curvature, hint="It is the eigenvalue of the Hessian.")
+        self.curvature: float = positive("curvature", curvature, hint="It is the eigenvalue of the Hessian.")
         super().__init__((whole("dim", dim, minimum=1, hint="It is the number of coordinates."),))
 
     @property

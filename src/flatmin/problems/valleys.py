@@ -40,7 +40,7 @@ class Hyperbolas(Valley):
 
     def __init__(self, num_examples: int = 1, width: int = 1) -> None:
         n = whole("num_examples", num_examples, minimum=1, hint="It is the number n of products.")
-        self.width = whole("width", width, minimum=1, hint="It is the number m of terms in a product.")
+        self.width: int = whole("width", width, minimum=1, hint="It is the number m of terms in a product.")
         super().__init__(2 * n * width, num_examples=n, factor=1.0)
 
     @property
@@ -130,7 +130,7 @@ class CoshValley(Valley):
 
     def __init__(self, dim: int, power: float = 1.0) -> None:
         whole("dim", dim, minimum=2, hint="One coordinate lies along the valley, the others across it.")
-        self.power = positive("power", power, hint="It says how fast the valley narrows.")
+        self.power: float = positive("power", power, hint="It says how fast the valley narrows.")
         super().__init__(dim, num_examples=dim - 1, factor=0.5)
 
     @property

@@ -83,13 +83,14 @@ class Start:
         measured: Iterable[Names],
         given: Mapping[str, Tensor] | None,
     ) -> None:
-        self.parameters = {names[0]: parameters[names] for names in measured}
+        self.parameters: dict[str, nn.Parameter] = {names[0]: parameters[names] for names in measured}
         found = self.parameters if given is None else _among(given, parameters)
         self._set({name: value for name, value in found.items() if name in self.parameters})
 
     def _set(self, found: Mapping[str, Tensor]) -> None:
         weights = {name: _like(parameter, found.get(name), name) for name, parameter in self.parameters.items()}
-        self.weights, self.new = weights, frozenset(weights) - found.keys()
+        self.weights: dict[str, Tensor] = weights
+        self.new: frozenset[str] = frozenset(weights) - found.keys()
 
     def trainable(self) -> dict[int, str]:
         """Return the names of the parameters that take gradients now, by position among all."""

@@ -56,7 +56,7 @@ class Structure:
         ends: list[Any] = [*(GradientEdge(node, 0) for node in nodes), *parameters.values()]
         found: list[Sequence[Tensor]] = []
         self.references: list[dict[str, float]] = []
-        self.proven = [False] * len(nodes)
+        self.proven: list[bool] = [False] * len(nodes)
         for example in range(min(TRIED, size)):
             cotangent = masked(cotangents, example)
             gradients = torch.autograd.grad(outputs, ends, cotangent, retain_graph=True, materialize_grads=True)
@@ -117,10 +117,10 @@ class Ghost:
                 self._forms[name] = forms
                 if any(use.node in unproven for use in uses):
                     self.unproven.append(name)
-        self.covered = tuple(self._forms)
+        self.covered: tuple[str, ...] = tuple(self._forms)
         every = [form for forms in self._forms.values() for _, form in forms]
         ordinary = sum(form.weight_work for form in every) or 1.0
-        self.cost = BACKWARD * (1 + sum(form.work for form in every) / ordinary)
+        self.cost: float = BACKWARD * (1 + sum(form.work for form in every) / ordinary)
 
     def _read(self, uses: list[Use]) -> list[tuple[int, Form]] | None:
         """Return the place of the cotangent and the form for every use of one parameter, None unless all have one."""

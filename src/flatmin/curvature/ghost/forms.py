@@ -135,13 +135,13 @@ class Outer:
         groups, s = self.left.groups, self.left.positions
         fixed, moving = (self.right, self.left) if self.left.moving else (self.left, self.right)
         self._fixed, self._moving = fixed, moving
-        self.weight_work = float(groups * s * self.left.width * self.right.width)
+        self.weight_work: float = float(groups * s * self.left.width * self.right.width)
         gram = float(groups * s * s * (moving.width + 4))
-        self.memory = self.size * groups * s * s * self.dtype.itemsize
+        self.memory: int = self.size * groups * s * s * self.dtype.itemsize
         product = groups * self.left.width * self.right.width * self.dtype.itemsize  # what the other way takes at once
         affordable = self.memory <= max(self.budget, product)
-        self.by_gram = self.onehot is not None or (gram < 1.2 * self.weight_work and affordable)
-        self.work = gram if self.by_gram else self.weight_work
+        self.by_gram: bool = self.onehot is not None or (gram < 1.2 * self.weight_work and affordable)
+        self.work: float = gram if self.by_gram else self.weight_work
 
     def norms(self, cotangents: list[Tensor]) -> Tensor:
         """See :class:`Form`."""

@@ -44,7 +44,7 @@ class Separate(Columns):
 
     def __init__(self, diagonal: Tensor) -> None:
         self._like = diagonal
-        self.mass = diagonal.reshape(len(diagonal), -1).double()
+        self.mass: Tensor = diagonal.reshape(len(diagonal), -1).double()
         self._scales = self.mass.abs().sqrt()
 
     def combine(self, coefficients: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class Softmax(Columns):
         below = torch.cat([below[..., 1:], torch.zeros_like(below[..., :1])], dim=-1)
         weights = weights.to(wide).unsqueeze(-1)
         self._scale = weights.abs().sqrt()
-        self.mass = (weights * (self._root.square() + self._factor.square() * below)).flatten(1)
+        self.mass: Tensor = (weights * (self._root.square() + self._factor.square() * below)).flatten(1)
         narrow = torch.promote_types(z.dtype, torch.float32)
         self._p, self._root, self._factor, self._scale = (
             t.to(narrow) for t in (self._p, self._root, self._factor, self._scale)
@@ -109,7 +109,7 @@ class Dense(Columns):
         values, vectors = torch.linalg.eigh((blocks + blocks.mT) / 2)
         self._columns = vectors * values.abs().sqrt().unsqueeze(-2)
         self._values, self._restore = values, restore
-        self.mass = values.flatten(1)
+        self.mass: Tensor = values.flatten(1)
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """See :class:`Columns`."""
@@ -142,7 +142,7 @@ class OutputCurvature:
             self._parts = [self._factor(i, stream) for i in range(len(self._outputs))]
         except RuntimeError as error:  # torch's way of saying that a derivative is missing
             raise DataError(f"the loss has no second derivative in the outputs ({error})") from error
-        self.mass = torch.cat([part.mass for part in self._parts], dim=1)
+        self.mass: Tensor = torch.cat([part.mass for part in self._parts], dim=1)
         del self._slopes
 
     def combine(self, coefficients: Tensor) -> list[Tensor]:

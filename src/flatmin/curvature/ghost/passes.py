@@ -50,13 +50,13 @@ class Passes:
         total = mass.sum(dtype=torch.float64)
         shares = heaviest.sum(0, dtype=torch.float64) / total.clamp(min=1e-300)
         needed = int((shares > torch.finfo(curvature.dtype).eps / width).sum())
-        self.exact = needed <= limits.exact
+        self.exact: bool = needed <= limits.exact
         # A column is worth a pass of its own if it carries more than its share of them.
         heavy = int((shares > 2 / min(limits.passes, _SAMPLE)).sum())
-        self.head = needed if self.exact else min(heavy, max(0, limits.passes - 4))
+        self.head: int = needed if self.exact else min(heavy, max(0, limits.passes - 4))
         rest = curvature.mass.scatter(1, self._order[:, : self.head], 0.0)
         self._tails = [] if self.exact else [(s, t) for s in (1.0, -1.0) if (t := rest * s > 0).any()]
-        self.sample = len(self._tails)
+        self.sample: int = len(self._tails)
 
     def heads(self, together: int) -> Iterator[tuple[Tensor, list[list[Tensor]]]]:
         """Yield the passes that take one column of every example, some at a time.

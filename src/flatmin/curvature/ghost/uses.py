@@ -69,7 +69,7 @@ class Graph:
     """
 
     def __init__(self, outputs: Sequence[Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
-        self.nodes = inputs_first(outputs)
+        self.nodes: list[Node] = inputs_first(outputs)
         self._leaves = leaves(self.nodes, parameters)
         self._consumers: dict[Node, list[tuple[Node, int]]] = defaultdict(list)
         for node in self.nodes:

@@ -43,11 +43,12 @@ class Sum(Operator):
                     f"operators of dimension {d} and {dimension(operator)} were added. Both must act on the same "
                     "parameters: were some frozen in between?"
                 )
-        self.shape = (d, d)
-        self.layout = next((o.layout for _, o in terms if isinstance(o, Operator)), Layout({"": torch.Size([d])}))
-        self.dtype = reduce(torch.promote_types, (operator.dtype for _, operator in terms))
-        self.device = first.device
-        self.multiplies = all(getattr(operator, "multiplies", True) for _, operator in terms)
+        self.shape: tuple[int, int] = (d, d)
+        own = (operator.layout for _, operator in terms if isinstance(operator, Operator))
+        self.layout: Layout = next(own, Layout({"": torch.Size([d])}))
+        self.dtype: torch.dtype = reduce(torch.promote_types, (operator.dtype for _, operator in terms))
+        self.device: torch.device = first.device
+        self.multiplies: bool = all(getattr(operator, "multiplies", True) for _, operator in terms)
 
     @classmethod
     def of(cls, *terms: tuple[float, LinearOperator]) -> Sum:
@@ -92,9 +93,11 @@ class Block(Operator):
 
     def __init__(self, operator: Operator, names: Sequence[str]) -> None:
         self._operator = operator
-        self.layout = Layout({name: operator.layout.shapes[name] for name in names})
-        self.shape = (self.layout.numel, self.layout.numel)
-        self.dtype, self.device, self.multiplies = operator.dtype, operator.device, operator.multiplies
+        self.layout: Layout = Layout({name: operator.layout.shapes[name] for name in names})
+        self.shape: tuple[int, int] = (self.layout.numel, self.layout.numel)
+        self.dtype: torch.dtype = operator.dtype
+        self.device: torch.device = operator.device
+        self.multiplies: bool = operator.multiplies
 
     @property
     def parts(self) -> tuple[Operator, ...]:
@@ -142,8 +145,11 @@ class Projection(Operator):
                 f"the basis has shape {tuple(basis.shape)}, but ({operator.shape[0]}, m) is needed, m columns of the "
                 "operator's dimension. One vector v goes in as v[:, None]."
             )
-        self.layout, self.shape = operator.layout, operator.shape
-        self.dtype, self.device, self.multiplies = operator.dtype, operator.device, operator.multiplies
+        self.layout: Layout = operator.layout
+        self.shape: tuple[int, int] = operator.shape
+        self.dtype: torch.dtype = operator.dtype
+        self.device: torch.device = operator.device
+        self.multiplies: bool = operator.multiplies
         self._operator, self._complement = operator, complement
         self._basis, upper = torch.linalg.qr(basis.to(self.device, self.dtype))
         pivots = upper.diagonal().abs()

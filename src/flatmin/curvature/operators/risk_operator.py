@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from flatmin.curvature.batch import Batch, BatchLoss
     from flatmin.curvature.data import LossFunction
+    from flatmin.curvature.layout import Layout
     from flatmin.curvature.observe import Mode
     from flatmin.curvature.operators.session import Product
     from flatmin.curvature.operators.steps import Line
@@ -98,11 +99,14 @@ class RiskOperator(Operator):
         self._set_up(EmpiricalRisk(model, loss_fn, batches, mode=mode, parameters=parameters), memory, route)
 
     def _set_up(self, risk: EmpiricalRisk, memory: int | None, route: Route = "auto") -> None:
-        self.risk, self.parameters = risk, list(risk.parameters.values())
-        self.layout = risk.layout
-        self.shape = (self.layout.numel, self.layout.numel)
-        self.device = risk.device
-        self.dtype = reduce(torch.promote_types, (p.dtype for p in risk.parameters.values()), torch.float32)
+        self.risk: EmpiricalRisk = risk
+        self.parameters: list[nn.Parameter] = list(risk.parameters.values())
+        self.layout: Layout = risk.layout
+        self.shape: tuple[int, int] = (self.layout.numel, self.layout.numel)
+        self.device: torch.device = risk.device
+        self.dtype: torch.dtype = reduce(
+            torch.promote_types, (p.dtype for p in risk.parameters.values()), torch.float32
+        )
         self.memory = memory
         self._asked: Route = route
         self._session: Session | None = None

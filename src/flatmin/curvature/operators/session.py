@@ -69,10 +69,11 @@ class Session:
 
     def clear(self) -> None:
         """Drop everything."""
-        self.used = 0
+        self.used: int = 0
         self.kept: list[Kept] = []
         self.place: Hashable = None
-        self.complete, self.recomputes = False, False
+        self.complete: bool = False
+        self.recomputes: bool = False
         self._full = False
         self._held = Held()
 

@@ -42,7 +42,7 @@ class Line:
         self._risk = risk
         self._displacer = Displacer(dict(enumerate(risk.parameters.values())))
         self.vector: list[Tensor] = []
-        self.close = self._displacer.release
+        self.close: Callable[[], None] = self._displacer.release
 
     def at(self, s: float, item: Batch) -> BatchLoss:
         """Return the batch evaluated at W + s v, bitwise at W for s = 0.
@@ -101,7 +101,8 @@ class Differences:
                 "'reverse'."
             )
         self._risk, self._difference = risk, difference
-        self.step, self.error = step, None
+        self.step: float | None = step
+        self.error: float | None = None
         self.kinks: list[str] = []
 
     @property

@@ -118,7 +118,10 @@ class Remainder:
         slices, parts = H.layout.slices, ((H.related(FunctionalHessian), found.curved), (H, found.uncovered))
         self._parts = [(operator, [slices[name] for name in names]) for operator, names in parts if names]
         d = sum(place.stop - place.start for _, places in self._parts for place in places)
-        self.shape, self.dtype, self.device, self._whole = (d, d), H.dtype, H.device, H.shape[0]
+        self.shape: tuple[int, int] = (d, d)
+        self.dtype: torch.dtype = H.dtype
+        self.device: torch.device = H.device
+        self._whole = H.shape[0]
 
     def forward_only(self) -> Remainder:
         """Return what gives the same quadratic forms by forward passes alone."""

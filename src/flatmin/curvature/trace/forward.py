@@ -78,7 +78,7 @@ class Differences:
 
     def __init__(self, setup: Setup, pilot: Pilot, A: Counted) -> None:
         self._setup, self._pilot, self._A = setup, pilot, A
-        self.plain = self(pilot.plain(), setup.A.d, lambda _: None)
+        self.plain: Samples = self(pilot.plain(), setup.A.d, lambda _: None)
 
     @classmethod
     def tried(cls, setup: Setup, pilot: Pilot) -> Differences | None:

@@ -45,10 +45,10 @@ class Pilot:
         first = images_of(setup.A, self._rows[:1])
         between = self._gradients()
         self._images = torch.cat([first, images_of(setup.A, self._rows[1:])])
-        self.price = (self._gradients() - between) / (count - 1) if between else 1.0
-        self.build = max(0.0, between - before - self.price)
-        self.across = inner(self._rows, self._images).cpu()
-        self.forms = dots(self._rows, self._images)
+        self.price: float = (self._gradients() - between) / (count - 1) if between else 1.0
+        self.build: float = max(0.0, between - before - self.price)
+        self.across: Tensor = inner(self._rows, self._images).cpu()
+        self.forms: Tensor = dots(self._rows, self._images)
         self._energies = norms(self._images).square().cpu()
         empty = torch.zeros(0, count, dtype=self.forms.dtype)
         self._inside, self._inside_images = empty, empty

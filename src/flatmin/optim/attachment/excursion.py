@@ -31,7 +31,7 @@ class Excursion:
         snapshots: Snapshots | None = None,
     ) -> None:
         self.parameters = parameters
-        self.point = moves[-1]
+        self.point: Draw = moves[-1]
         self._moves, self._sharded = moves, sharded
         # It is not told of the sharded modules: in the middle of a backward pass they must not be resharded.
         self._displacer = Displacer(parameters, snapshots=snapshots)

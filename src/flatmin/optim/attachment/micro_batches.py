@@ -51,10 +51,13 @@ class MicroBatches:
             parameters = list(parameters)
             return owners(parameters, hosts.topmost(parameters))
 
-        self.ranks, self._law, self._sigma, self.optimizer = ranks, law, sigma, optimizer
+        self.ranks: str = ranks
+        self._law = law
+        self._sigma = sigma
+        self.optimizer: Optimizer = optimizer
         self._own = [group.keys() & {_SIGMA, NOISE_SCALE} for group in optimizer.param_groups]
         self._given = list[Any]()
-        self.groups = Groups(optimizer, {_SIGMA: sigma}, seed, noise_scale=noise_scale, owners=owners_of)
+        self.groups: Groups = Groups(optimizer, {_SIGMA: sigma}, seed, noise_scale=noise_scale, owners=owners_of)
         require_policy(ranks, self.groups.parameters())
 
     def __str__(self) -> str:

@@ -47,7 +47,8 @@ class Smoother(GraphWatch):
     ) -> None:
         super().__init__()
         self.optimizer = optimizer
-        self.micro_batches, self._witness, self._hosts = micro_batches, witness, hosts
+        self.micro_batches: MicroBatches = micro_batches
+        self._witness, self._hosts = witness, hosts
         self._away: Excursion | None = None
         self._snapshots = Snapshots()
         self._running: list[Graph | None] = []  # forward passes that have not returned; None for those on clean weights
@@ -141,8 +142,8 @@ class Smoother(GraphWatch):
     # Of the optimizer.
 
     def before_step(
-        self, optimizer: Optimizer, arguments: tuple, keywords: dict[str, Any]
-    ) -> tuple[tuple, dict] | None:
+        self, optimizer: Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Put the weights back, and have them put back after each evaluation of a closure, before it is stepped."""
         if torch._C._current_graph_task_id() != -1:
             raise ArgumentError(
@@ -171,7 +172,7 @@ class Smoother(GraphWatch):
         self._was_used |= self._away is not None  # by a backward pass that was not seen
         self.restore()
 
-    def after_step(self, optimizer: Optimizer, arguments: tuple, keywords: dict) -> None:  # noqa: ARG002
+    def after_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:  # noqa: ARG002
         """Count the step."""
         if not self._has_smoothed and self._warns and self.micro_batches.next_moves() and _moves_weights(optimizer):
             self._warns = False

@@ -36,7 +36,7 @@ class TraceWitness:
     def __init__(
         self, window: int, micro_batches: MicroBatches, scaler: torch.amp.GradScaler | None, hosts: Hosts
     ) -> None:
-        self.trace = LiveTrace(window)
+        self.trace: LiveTrace = LiveTrace(window)
         self._micro_batches, self._scaler, self._hosts = micro_batches, scaler, hosts
         self._before: Mapping[int, Tensor] | None = None
         self._comparison: NoiseToSignal | None = None  # of the step that is being made

@@ -31,7 +31,8 @@ class Graph:
     __slots__ = ("_watch", "number")
 
     def __init__(self, watch: GraphWatch, number: int) -> None:
-        self._watch, self.number = watch, number
+        self._watch = watch
+        self.number: int = number
 
     def __del__(self) -> None:
         if not sys.is_finalizing():
