@@ -75,7 +75,8 @@ sphinx_gallery_conf = {
 }
 
 html_theme = "furo"
-html_title = "flatmin"
+pygments_dark_style = "github-dark"
+html_title = f"flatmin {version}"
 html_static_path = ["_static"]
 html_css_files = ["flatmin.css"]
 html_copy_source = False
