@@ -150,6 +150,7 @@ def plot_plane(plane: Surface, ax: Axes | None = None, *, levels: Sequence[float
     ax.plot(0.0, 0.0, "+", color="white", markersize=10, markeredgewidth=1.8)
     names = ("first direction", "second direction")
     ax.set(xlabel=_axis(names[0], plane.lengths[:1]), ylabel=_axis(names[1], plane.lengths[1:]))
+    ax.locator_params(nbins=5)
     ax.set_aspect("equal" if _same_length(*plane.lengths) else "auto")
     bar = ax.figure.colorbar(filled, ax=ax, ticks=levels[::2], label="loss", shrink=0.9)
     bar.ax.set_yticklabels([f"{level:.3g}" for level in levels[::2]])

@@ -125,7 +125,7 @@ class TrajectoryPlane:
 
         Args:
             points: How many.
-            margin: Room on either side, as a share of what the paths take; of the longer side, if one is nearly none.
+            margin: Room on either side, as a share of what the paths take. No side is shorter than 0.4 of the other.
 
         Returns:
             Two vectors of shape (points,), float64.
@@ -137,7 +137,7 @@ class TrajectoryPlane:
         nonnegative("margin", margin, hint="It is the room around the paths, as a share of their extent.")
         everything = torch.cat([torch.zeros(1, 2, dtype=torch.float64), *(path.points for path in self.paths)])
         low, high = everything.min(dim=0).values, everything.max(dim=0).values
-        extent = (high - low).clamp(min=0.1 * float((high - low).max()))
+        extent = (high - low).clamp(min=0.4 * float((high - low).max()))
         middle, half = (low + high) / 2, extent * (0.5 + margin)
         ends = zip((middle - half).tolist(), (middle + half).tolist(), strict=True)
         first, second = (torch.linspace(start, stop, points, dtype=torch.float64) for start, stop in ends)

@@ -145,7 +145,7 @@ def _across(spec: LandscapeSpec, solutions: Sequence[Solution]) -> list[View]:
     for other, path in zip(others, plane.paths, strict=True):
         x, y = path.points[0].tolist()
         marks.append(Mark(label=other.label, at=(x, y), distance=float(path.distances[0])))
-    label = "through " + ", ".join(solution.label for solution in solutions)
+    label = "Plane through " + ", ".join(solution.label for solution in solutions)
     return [View(label, first, plane.directions, plane.around(spec.points), {"marks": tuple(marks)})]
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from flatmin_lab.landscapes.record import Landscape, Slice
+    from flatmin_lab.landscapes.record import Landscape, Mark, Slice
 
 _WHAT = {
     "random": "random directions",
@@ -115,17 +115,19 @@ def numbers(found: Landscape) -> tuple[list[str], list[list[str]]]:
         far = max(max(map(abs, axis)) * length for axis, length in zip(one.axes, one.lengths, strict=True))
         pairs = zip(one.eigenvalues, one.eigenvalue_errors, strict=True)
         values = [", ".join(precise(*pair) for pair in pairs)] if with_values else []
-        rows.append([one.label, number(one.loss_there), *ends, number(far), *values])
+        rows.append([one.label, number(one.loss_there), *ends, f"{far:.3g}", *values])
     return heads, rows
 
 
 def render_landscape(found: Landscape, drawn: list[Drawing]) -> str:
     """Return the page's HTML; every text that came from outside is escaped."""
     heads, rows = numbers(found)
+    labels = [one.label for one in found.slices]
     return render_page(
         "landscape.html.j2",
         scripted=bool(solids := _solids(found)),
         found=found,
+        title=" and ".join(labels) if len(labels) < 3 else f"{labels[0]} and {len(labels) - 1} more",
         what=_WHAT[found.spec.directions],
         examples=_examples(found),
         summary=DATA.get(found.spec.data or "", ""),
@@ -134,7 +136,7 @@ def render_landscape(found: Landscape, drawn: list[Drawing]) -> str:
         figures=[inline_svg(d.figure, d.name, d.alt) for d in drawn],
         caption=caption(found),
         solids=solids,
-        marks=[mark for one in found.slices for mark in one.marks],
+        places=[_place(mark) for one in found.slices for mark in one.marks],
         command=command(found),
         environment=sorted(found.environment.items()),
     )
@@ -173,6 +175,12 @@ def _mark(axes: Axes, one: Slice) -> None:
     for mark in one.marks:
         axes.plot(*mark.at, "o", color="white", markeredgecolor="#1b2430", markersize=6)
         axes.annotate(mark.label, mark.at, xytext=(6, 6), textcoords="offset points", color="white", weight="bold")
+
+
+def _place(mark: Mark) -> str:
+    x, y = (number(value) for value in mark.at)
+    off = f", off the plane by {number(mark.distance)}" if mark.distance > 0 else ""
+    return f"{mark.label} is at ({x}, {y}){off}."
 
 
 def _solids(found: Landscape) -> str:
