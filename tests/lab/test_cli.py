@@ -50,6 +50,7 @@ def test_commands_and_options_are_these():
             "parallel",
             "measure",
             "checkpoint_seconds",
+            "track",
             "out",
             "json",
         ],
