@@ -60,6 +60,16 @@ def test_json_alone_is_on_standard_output_and_is_what_is_kept(weights, tmp_path,
     assert [one["label"] for one in found["slices"]] == ["one", "two"]
 
 
+def test_report_says_the_same_from_what_is_stored(planes, capsys):
+    found, folder = planes
+    assert cli.main(["report", str(folder), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    files = printed.pop("files")
+    assert printed == found.model_dump(mode="json")
+    assert all((folder / name).exists() for name in ("report.html", "plane0.svg", "plane1.png"))
+    assert files["report"] == str(folder / "report.html")
+
+
 @pytest.mark.parametrize(("kind", "step"), [("random", "filters"), ("random", "distance"), ("eigenvectors", None)])
 def test_the_losses_are_those_of_the_library_on_one_grid(weights, tmp_path, kind, step):
     found, solutions, examples = looked(weights[:2], tmp_path / "out", directions=kind, unit=step, seed=3)

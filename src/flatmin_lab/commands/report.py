@@ -21,7 +21,7 @@ class Report:
     """Print the tables of finished results and write their report again, from stored results alone.
 
     Attributes:
-        folders: Of a comparison, a measurement, reproductions, or folders that hold several of these: those of more
+        folders: Of a comparison, a measurement, a landscape, reproductions, or folders that hold several of these: those of more
             than one are put on one page.
         out: Where page and tables are written; the folder itself if one is given, else runs/report.
         json: Print the result as JSON, and nothing else, on standard output.
@@ -52,20 +52,26 @@ class Report:
 
 
 def _is_alone(folder: Path) -> bool:
-    """Whether a folder is a comparison or a measurement, or holds nothing and is complained of as if it were."""
+    """Whether a folder is a comparison, a measurement or a landscape, or holds nothing and is complained of as if it were."""
+    from flatmin_lab.landscapes.record import RECORD
     from flatmin_lab.report.stored import COMPARISON, MEASUREMENT, places
 
-    return any((folder / mark).is_file() for mark in (COMPARISON, MEASUREMENT)) or not list(places(folder))
+    return any((folder / mark).is_file() for mark in (COMPARISON, MEASUREMENT, RECORD)) or not list(places(folder))
 
 
 def _report_one(folder: Path, note: Callable[[str], object], *, as_json: bool) -> None:
-    from flatmin_lab.commands.present import present, present_sheet
+    from flatmin_lab.commands.present import present, present_landscape, present_sheet
     from flatmin_lab.compare import assemble
+    from flatmin_lab.landscapes.record import RECORD as LANDSCAPE
+    from flatmin_lab.landscapes.record import load_landscape
     from flatmin_lab.measure import RECORD, load_sheet
     from flatmin_lab.store import Store
 
     if (folder / RECORD).is_file():
         present_sheet(load_sheet(folder), folder, as_json=as_json)
+        return
+    if (folder / LANDSCAPE).is_file():
+        present_landscape(load_landscape(folder), folder, as_json=as_json)
         return
     with Store(folder, note, new=False) as store:
         present(assemble(store.header().asked, store), store, as_json=as_json)
