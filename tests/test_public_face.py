@@ -1,7 +1,11 @@
 """The public face is decided, not grown: a new public name is a change of this file."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import flatmin as fm
 
@@ -24,6 +28,28 @@ NAMES = """
 def test_the_public_names():
     assert sorted(fm.__all__) == sorted(NAMES.split())
     assert all(hasattr(fm, name) for name in fm.__all__)
+
+
+def test_type_checkers_and_the_interpreter_find_each_name_in_the_same_room():
+    """The imports for type checkers, against what ``__getattr__`` does."""
+    tree = ast.parse(Path(fm.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    told = {alias.name: node.module for node in block.body for alias in node.names}
+    assert sorted(fm.__all__) == sorted([*told, *(name for name in dir(fm) if name.endswith("Error"))])
+    for name, room in told.items():
+        assert getattr(fm, name) is getattr(__import__(room, fromlist=[name]), name)
+    assert set(fm.__all__) <= set(dir(fm))
+    with pytest.raises(AttributeError, match="module 'flatmin' has no attribute 'NOS'"):
+        _ = fm.NOS
+
+
+def test_importing_opens_no_room_that_is_not_asked_for():
+    code = (
+        "import sys, flatmin; rooms = lambda: {m for m in sys.modules if m.startswith('flatmin.')}; "
+        "assert rooms() == {'flatmin.errors'}, rooms(); flatmin.NSO; "
+        "assert 'flatmin.landscape' not in rooms() and flatmin.optim.NSO is flatmin.NSO"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_public_thing_says_what_it_is():

@@ -79,7 +79,7 @@ def test_what_is_installed_imports_nothing_but_torch_and_numpy(built, tmp_path):
     file, new, count = json.loads(done.stdout)
     assert Path(file).is_relative_to(tmp_path)
     assert set(new) <= {"flatmin", "torch", "numpy"}
-    assert count < 250, "the modules that importing flatmin loads after torch: each costs half a millisecond"
+    assert count < 20, "modules that importing flatmin loads after torch; rooms are opened when they are asked for"
 
 
 def test_the_sdist_holds_what_its_own_tests_need_and_builds_the_same_wheel(built, tmp_path):

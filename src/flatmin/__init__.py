@@ -5,31 +5,11 @@
 >>> opt = fm.NSO(torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9), sigma=0.01, seed=0)
 """
 
-from flatmin import bounds, compat, curvature, flows, landscape, problems
-from flatmin.bounds import Certificate, certify, certify_draw
-from flatmin.curvature import (
-    GGN,
-    DiagonalEstimate,
-    EigenPairs,
-    EmpiricalFisher,
-    FiniteDifferenceHessian,
-    ForwardOnlyHessian,
-    FrobeniusEstimate,
-    FunctionalHessian,
-    GGNTrace,
-    Hessian,
-    LayerwiseResult,
-    SpectralDensity,
-    TraceEstimate,
-    diagonal,
-    frobenius_norm,
-    ggn_trace,
-    layerwise,
-    normalized_trace,
-    spectral_density,
-    top_eigenvalues,
-    trace,
-)
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from flatmin.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -40,40 +20,67 @@ from flatmin.errors import (
     ProbeError,
     RankError,
 )
-from flatmin.measures import (
-    Flatness,
-    GapEstimate,
-    Measurement,
-    Monitor,
-    PerturbationTrace,
-    RadiusSearch,
-    find_rho,
-    find_sigma,
-    is_flat,
-    layerwise_gap,
-    measure,
-    perturbation_gap,
-    perturbation_trace,
-)
-from flatmin.noise import Binomial, Gaussian, Laplace, Rademacher, Uniform, optimal_sigma, schedules
-from flatmin.optim import (
-    ASAM,
-    BSAM,
-    NSO,
-    RSAM,
-    SAM,
-    USAM,
-    WPSGD,
-    Attachment,
-    AutoSigma,
-    Plain,
-    RandomlySmoothed,
-    SharpnessAware,
-    attach,
-    spread,
-)
-from flatmin.perturb import gradient
-from flatmin.regularizers import DistancePenalty, DistanceProjection, LabelNoise, TargetNoise
+
+if TYPE_CHECKING:
+    from flatmin import bounds, compat, curvature, flows, landscape, problems
+    from flatmin.bounds import Certificate, certify, certify_draw
+    from flatmin.curvature import (
+        GGN,
+        DiagonalEstimate,
+        EigenPairs,
+        EmpiricalFisher,
+        FiniteDifferenceHessian,
+        ForwardOnlyHessian,
+        FrobeniusEstimate,
+        FunctionalHessian,
+        GGNTrace,
+        Hessian,
+        LayerwiseResult,
+        SpectralDensity,
+        TraceEstimate,
+        diagonal,
+        frobenius_norm,
+        ggn_trace,
+        layerwise,
+        normalized_trace,
+        spectral_density,
+        top_eigenvalues,
+        trace,
+    )
+    from flatmin.measures import (
+        Flatness,
+        GapEstimate,
+        Measurement,
+        Monitor,
+        PerturbationTrace,
+        RadiusSearch,
+        find_rho,
+        find_sigma,
+        is_flat,
+        layerwise_gap,
+        measure,
+        perturbation_gap,
+        perturbation_trace,
+    )
+    from flatmin.noise import Binomial, Gaussian, Laplace, Rademacher, Uniform, optimal_sigma, schedules
+    from flatmin.optim import (
+        ASAM,
+        BSAM,
+        NSO,
+        RSAM,
+        SAM,
+        USAM,
+        WPSGD,
+        Attachment,
+        AutoSigma,
+        Plain,
+        RandomlySmoothed,
+        SharpnessAware,
+        attach,
+        spread,
+    )
+    from flatmin.perturb import gradient
+    from flatmin.regularizers import DistancePenalty, DistanceProjection, LabelNoise, TargetNoise
 
 __version__ = "0.1.0"
 
@@ -156,3 +163,41 @@ __all__ = [
     "top_eigenvalues",
     "trace",
 ]
+
+# Rooms are opened when something of them is asked for (PEP 562), so that a program that imports flatmin, and may not
+# come to use it, does not wait for 200 modules. The imports above are for readers and type checkers; tests hold them,
+# this table and __all__ together.
+_HOMES = {
+    "flatmin.bounds": "Certificate certify certify_draw",
+    "flatmin.curvature": """
+        GGN DiagonalEstimate EigenPairs EmpiricalFisher FiniteDifferenceHessian ForwardOnlyHessian
+        FrobeniusEstimate FunctionalHessian GGNTrace Hessian LayerwiseResult SpectralDensity TraceEstimate
+        diagonal frobenius_norm ggn_trace layerwise normalized_trace spectral_density top_eigenvalues trace
+    """,
+    "flatmin.measures": """
+        Flatness GapEstimate Measurement Monitor PerturbationTrace RadiusSearch find_rho find_sigma is_flat
+        layerwise_gap measure perturbation_gap perturbation_trace
+    """,
+    "flatmin.noise": "Binomial Gaussian Laplace Rademacher Uniform optimal_sigma schedules",
+    "flatmin.optim": """
+        ASAM BSAM NSO RSAM SAM USAM WPSGD Attachment AutoSigma Plain RandomlySmoothed SharpnessAware attach
+        spread
+    """,
+    "flatmin.perturb": "gradient",
+    "flatmin.regularizers": "DistancePenalty DistanceProjection LabelNoise TargetNoise",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+_ROOMS = set(_HOMES) | {f"flatmin.{room}" for room in ("compat", "flows", "landscape", "problems")}
+
+
+def __getattr__(name: str) -> Any:
+    if f"flatmin.{name}" in _ROOMS:
+        return import_module(f"flatmin.{name}")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'flatmin' has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
