@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm, Normalize
 
 from flatmin.errors import ArgumentError, ArgumentTypeError
 from flatmin.landscape import Surface, common_levels, plot_line, plot_plane, plot_trajectory
-from flatmin.landscape.trajectory import Path, TrajectoryPlane
+from flatmin.landscape.trajectory import TrajectoryPath, TrajectoryPlane
 
 mpl.use("agg")
 X = torch.linspace(-1, 1, 5, dtype=torch.float64)
@@ -130,8 +130,8 @@ def test_what_is_not_finite_stays_blank():
 
 def paths():
     points = torch.tensor([[3.0, 1.0], [1.0, 2.0], [0.0, 0.0]], dtype=torch.float64)
-    one = Path(points=points, distances=torch.tensor([0.5, 0.25, 0.0]), steps=(0, 1, 2))
-    other = Path(points=-points, distances=torch.tensor([0.1, 0.1, 0.0]), steps=(0, 1, 2))
+    one = TrajectoryPath(points=points, distances=torch.tensor([0.5, 0.25, 0.0]), steps=(0, 1, 2))
+    other = TrajectoryPath(points=-points, distances=torch.tensor([0.1, 0.1, 0.0]), steps=(0, 1, 2))
     return TrajectoryPlane(directions=({}, {}), explained=torch.tensor([0.75, 0.2]), paths=(one, other))
 
 

@@ -12,13 +12,13 @@ from flatmin.landscape.plots import plot_radius
 from flatmin.landscape.states import difference
 from flatmin.landscape.surface import Surface, surface
 from flatmin.landscape.surface_plots import common_levels, plot_line, plot_plane, plot_trajectory
-from flatmin.landscape.trajectory import Path, Trajectory, TrajectoryPlane, trajectory_plane
+from flatmin.landscape.trajectory import Trajectory, TrajectoryPath, TrajectoryPlane, trajectory_plane
 
 __all__ = [
     "Direction",
-    "Path",
     "Surface",
     "Trajectory",
+    "TrajectoryPath",
     "TrajectoryPlane",
     "common_levels",
     "difference",

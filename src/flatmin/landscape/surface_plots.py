@@ -82,8 +82,6 @@ def plot_line(
         MissingPackageError: matplotlib is not installed.
 
     Example:
-        >>> import matplotlib
-        >>> matplotlib.use("agg")
         >>> x = torch.linspace(-1, 1, 5)
         >>> plot_line(Surface(loss=x**2, axes=(x,), directions=({},), lengths=(1.0,))).get_xlabel()
         'distance along the direction'
@@ -128,8 +126,6 @@ def plot_plane(plane: Surface, ax: Axes | None = None, *, levels: Sequence[float
         MissingPackageError: matplotlib is not installed.
 
     Example:
-        >>> import matplotlib
-        >>> matplotlib.use("agg")
         >>> x = torch.linspace(-1, 1, 5)
         >>> bowl = Surface(loss=x[:, None] ** 2 + x**2, axes=(x, x), directions=({}, {}), lengths=(1.0, 1.0))
         >>> plot_plane(bowl).get_ylabel()
@@ -176,6 +172,16 @@ def plot_trajectory(plane: TrajectoryPlane, ax: Axes | None = None, *, labels: S
         ArgumentError: There are not as many labels as paths.
         ArgumentTypeError: What is given is no such plane.
         MissingPackageError: matplotlib is not installed.
+
+    Example:
+        >>> from flatmin.landscape import Trajectory, trajectory_plane
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> trajectory = Trajectory(model)
+        >>> for place in ([3.0, 0.0], [3.0, 1.0], [0.0, 0.0]):
+        ...     _ = model.weight.data.copy_(torch.tensor([place]))
+        ...     trajectory.record()
+        >>> plot_trajectory(trajectory_plane(model, trajectory)).get_aspect()
+        1.0
     """
     if not isinstance(plane, TrajectoryPlane):
         raise ArgumentTypeError(f"plane is a {type(plane).__name__}, but what trajectory_plane returned is needed.")

@@ -91,7 +91,7 @@ class Trajectory:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Path:
+class TrajectoryPath:
     """A trajectory as it is seen in a plane.
 
     Attributes:
@@ -118,7 +118,7 @@ class TrajectoryPlane:
 
     directions: tuple[Direction, Direction]
     explained: Tensor
-    paths: tuple[Path, ...]
+    paths: tuple[TrajectoryPath, ...]
 
     def around(self, points: int = 21, *, margin: float = 0.2) -> tuple[Tensor, Tensor]:
         """Return coordinates that hold all paths: as many ``points`` along each direction, for ``surface``.
@@ -241,7 +241,7 @@ def _combined(
     return found
 
 
-def _paths(trajectories: tuple[Trajectory, ...], points: Tensor, off: Tensor) -> Iterator[Path]:
+def _paths(trajectories: tuple[Trajectory, ...], points: Tensor, off: Tensor) -> Iterator[TrajectoryPath]:
     lengths = [len(trajectory) for trajectory in trajectories]
     for trajectory, there, distances in zip(trajectories, points.split(lengths), off.split(lengths), strict=True):
-        yield Path(points=there, distances=distances, steps=tuple(trajectory.steps))
+        yield TrajectoryPath(points=there, distances=distances, steps=tuple(trajectory.steps))

@@ -21,8 +21,8 @@ class Report:
     """Print the tables of finished results and write their report again, from stored results alone.
 
     Attributes:
-        folders: Of a comparison, a measurement, a landscape, reproductions, or folders that hold several of these: those of more
-            than one are put on one page.
+        folders: Of a comparison, a measurement, a landscape, reproductions, or folders that hold several comparisons
+            and reproductions: those of more than one are put on one page.
         out: Where page and tables are written; the folder itself if one is given, else runs/report.
         json: Print the result as JSON, and nothing else, on standard output.
     """
@@ -52,7 +52,7 @@ class Report:
 
 
 def _is_alone(folder: Path) -> bool:
-    """Whether a folder is a comparison, a measurement or a landscape, or holds nothing and is complained of as if it were."""
+    """Whether a folder has a page of its own, or holds nothing and is complained of as if it had."""
     from flatmin_lab.landscapes.record import RECORD
     from flatmin_lab.report.stored import COMPARISON, MEASUREMENT, places
 
