@@ -34,7 +34,6 @@ highlight_language = "none"  # a block that names no language is plain text
 html_math_renderer = "mathml"
 children = {  # those that are there
     "methods/README": ["methods/nso", "methods/wpsgd", "methods/attach", "methods/sam", "methods/*sam", "methods/*"],
-    "perturbation-gap": ["landscapes"],
     "curvature-benchmark": ["performance"],
     "reproducing": ["theory-nso", "theory-escape", "results/reproductions/*/README"],
 }
