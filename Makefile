@@ -6,13 +6,15 @@ BIN    := $(VENV)/bin
 PIP    := $(shell command -v uv >/dev/null 2>&1 && echo "uv pip install --quiet --python $(BIN)/python" \
             || echo "$(BIN)/python -m pip --require-virtualenv install --quiet --disable-pip-version-check")
 
-.PHONY: help compare test test-slow matrix lint types floors unit docs dist release-check clean
+.PHONY: help compare test test-slow matrix lint types floors unit docs bench bench-gpu bench-check dist release-check clean
 help:
 	@echo "make compare    train SGD, WP-SGD, NSO and SAM on real data and write a report (ARGS='--help' for options)"
 	@echo "make test       every check: ruff, pyright, import contract, pages, tests, doctests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make matrix     every method in every loop: runs each cell, prints the table, writes docs/matrix.md"
 	@echo "make docs       build the pages, with their gallery, into build/docs"
+	@echo "make bench      what a training step costs above its limit, beside peers: minutes on two cores (bench-gpu: on a GPU)"
+	@echo "make bench-check  measure these ratios anew and compare them with the stored ones"
 	@echo "make dist       build wheel and sdist into dist/"
 	@echo "make release-check  build them, install them into a clean environment, measure the import"
 	@echo "make clean      remove $(VENV) and caches (never runs/)"
@@ -45,6 +47,18 @@ matrix: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python -m sphinx -W -E -q -b html -d build/doctrees docs build/docs
 	@echo "The pages: build/docs/index.html"
+
+# Peers are measured if they are installed there; benchmarks/README.md names them.
+bench: $(VENV)/.dev
+	PYTHONPATH=benchmarks $(BIN)/python -m training.run $(ARGS)
+	$(BIN)/python docs/performance.py
+
+bench-gpu: $(VENV)/.dev
+	PYTHONPATH=benchmarks $(BIN)/python -m training.run --device cuda $(ARGS)
+	$(BIN)/python docs/performance.py
+
+bench-check: $(VENV)/.dev
+	PYTHONPATH=benchmarks $(BIN)/python -m training.check $(ARGS)
 
 # RELEASE=1.2.3 refuses to build anything but that version, with its section in the changelog.
 dist: $(VENV)/.build

@@ -29,15 +29,15 @@ TITLES = {
     "gpt2": "GPT-2, 8 x 512 tokens",
 }
 TARGETS = (  # device, problem, case, ratio
-    ("cpu", "resnet18", "flatmin NSO, gaussian", 1.10),
-    ("cpu", "resnet18", "flatmin NSO, gaussian, probes()", 1.10),
-    ("cpu", "resnet18", "flatmin NSO, rademacher, probes()", 1.10),
-    ("cpu", "gpt2-two-layers", "flatmin NSO, gaussian", 1.02),
-    ("cpu", "gpt2-two-layers", "flatmin NSO, rademacher", 1.02),
-    ("cpu", "resnet18", "flatmin attach, gaussian", 1.05),
-    ("cpu", "resnet18", "flatmin attach, rademacher", 1.05),
-    ("cpu", "gpt2-two-layers", "flatmin attach, gaussian", 1.05),
-    ("cpu", "gpt2-two-layers", "flatmin attach, rademacher", 1.05),
+    ("cpu", "resnet18@2", "flatmin NSO, gaussian", 1.10),
+    ("cpu", "resnet18@2", "flatmin NSO, gaussian, probes()", 1.10),
+    ("cpu", "resnet18@2", "flatmin NSO, rademacher, probes()", 1.10),
+    ("cpu", "gpt2-two-layers@1", "flatmin NSO, gaussian, probes()", 1.02),
+    ("cpu", "gpt2-two-layers@1", "flatmin NSO, rademacher, probes()", 1.02),
+    ("cpu", "resnet18@2", "flatmin attach, gaussian", 1.05),
+    ("cpu", "resnet18@2", "flatmin attach, rademacher", 1.05),
+    ("cpu", "gpt2-two-layers@1", "flatmin attach, gaussian", 1.05),
+    ("cpu", "gpt2-two-layers@1", "flatmin attach, rademacher", 1.05),
     ("cuda", "resnet34", "flatmin NSO, gaussian", 1.02),
     ("cuda", "vit-base", "flatmin NSO, gaussian", 1.02),
     ("cuda", "gpt2", "flatmin NSO, gaussian", 1.02),
@@ -49,10 +49,10 @@ _INTRO = """\
 
 **The limit** of a step with k pairs of points is 2k forward and backward passes at the weights themselves and one step
 of the base optimizer; that of `attach`, which spreads a pair over two micro-batches, is one plain step. Everything
-above it is overhead: noise, and passes over the weights. Figures are ratios to the limit. Each step is timed right before or
-right after its limit, in the same process and in turns with all others, and the median of the ratios is told, so that
-figures depend less on what else the machine does. The base optimizer of all is SGD with momentum, the data are made
-up.
+above it is overhead: noise, and passes over the weights. Figures are ratios to the limit. Each step is timed right
+before or right after its limit, in the same process and in turns with all others, and the median of the ratios is told,
+so that figures depend less on what else the machine does. The base optimizer of all is SGD with momentum, the data are
+made up.
 """
 _REPEAT = """\
 ## Again
@@ -94,17 +94,22 @@ def page() -> str:
     return "\n".join(parts)
 
 
+def _title(key: str) -> str:
+    problem, _, threads = key.partition("@")
+    return TITLES[problem] + {"": "", "1": ", one thread"}.get(threads, f", {threads} threads")
+
+
 def _read(device: str) -> Stored:
     file = RESULTS / f"{device}.json"
     return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _device(device: str, stored: Stored) -> str:
-    heading = "## On two cores" if device == "cpu" else "## On a GPU"
+    heading = "## On a CPU" if device == "cpu" else "## On a GPU"
     blocks = [heading, ""]
     for stage, title in (("ratios", ""), ("graphs", ", CUDA graphs")):
         for problem, rows in stored.get(stage, {}).items():
-            blocks += [_ratio_table(f"{TITLES[problem]}{title}", rows)]
+            blocks += [_ratio_table(f"{_title(problem)}{title}", rows)]
     if device == "cpu":
         blocks += [f"![Ratios to the limit]({RATIOS.name})", ""]
     blocks += [_share_table(problem, rows) for problem, rows in stored.get("shares", {}).items()]
@@ -145,7 +150,7 @@ def _share_table(problem: str, rows: Stored) -> str:
 
 
 def _memory_table(problem: str, rows: Stored, stored: Stored) -> str:
-    size = stored["ratios"][problem]["parameters"] * 4 / 2**20
+    size = next(r["parameters"] for key, r in stored["ratios"].items() if key.startswith(problem)) * 4 / 2**20
     limit = rows["the limit"]
     lines = [f"### Memory: {TITLES[problem]}", ""]
     lines += [
@@ -197,7 +202,7 @@ def _targets(found: dict[str, Stored]) -> str:
         ratio = median(row["ratios"]) if row else math.nan
         verdict = "not measured" if row is None else "reached" if ratio <= aim else "missed"
         measured = "" if row is None else f"{ratio:.2f}"
-        lines.append(f"| {TITLES[problem]} | {case} | {aim:.2f} | {measured} | {verdict} |")
+        lines.append(f"| {_title(problem)} | {case} | {aim:.2f} | {measured} | {verdict} |")
     return "\n".join([*lines, ""])
 
 
@@ -252,7 +257,7 @@ def _draw_ratios(stored: Stored) -> None:
             axis.plot([low, high], [place, place], color=colour, linewidth=2)
             axis.plot(middle, place, "o", color=colour)
         axis.axvline(1, color="0.6", linewidth=1)
-        axis.set(yticks=range(len(names)), xlabel="ratio to the limit", title=TITLES[problem])
+        axis.set(yticks=range(len(names)), xlabel="ratio to the limit", title=_title(problem))
         axis.set_yticklabels(names, fontsize=8)
     figure.savefig(RATIOS, dpi=120, metadata={"Software": None})
     plt.close(figure)

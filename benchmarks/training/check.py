@@ -33,23 +33,25 @@ def main() -> None:
         sys.exit(f"There is nothing to compare with: {file} does not exist. Run `make bench` first.")
     stored = json.loads(file.read_text())["ratios"]
     slower = []
-    for problem in options.problems or stored:
-        environment = stored[problem]["environment"]
+    for key in stored:
+        problem, environment = key.partition("@")[0], stored[key]["environment"]
+        if options.problems and problem not in options.problems:
+            continue
         if environment["hardware"] != hardware(device):
             sys.exit(f"The stored ratios are of {environment['hardware']}, this is {hardware(device)}: make them anew.")
         torch.set_num_threads(environment["threads"])
-        cases = [case for case in OURS if case.name in stored[problem]["cases"]]
+        cases = [case for case in OURS if case.name in stored[key]["cases"]]
         found = interleaved(PROBLEMS[problem], cases, device, rounds=options.rounds)
-        slower += [name for name, row in found["cases"].items() if _is_slower(problem, name, row, stored, options)]
+        slower += [name for name, row in found["cases"].items() if _is_slower(key, name, row, stored, options)]
     if slower:
         sys.exit(f"Slower than stored by more than {options.tolerance:.0%}: {', '.join(slower)}.")
 
 
-def _is_slower(problem: str, name: str, row: dict[str, Any], stored: Any, options: argparse.Namespace) -> bool:
-    before, now = (median(rows["ratios"]) for rows in (stored[problem]["cases"][name], row))
+def _is_slower(key: str, name: str, row: dict[str, Any], stored: Any, options: argparse.Namespace) -> bool:
+    before, now = (median(rows["ratios"]) for rows in (stored[key]["cases"][name], row))
     change = now / before - 1
     word = "slower" if change > options.tolerance else "faster" if change < -options.tolerance else "alike"
-    sys.stdout.write(f"{problem:16s} {name:40s} {before:6.3f} -> {now:6.3f}  {change:+.1%}  {word}\n")
+    sys.stdout.write(f"{key:18s} {name:40s} {before:6.3f} -> {now:6.3f}  {change:+.1%}  {word}\n")
     return word == "slower"
 
 

@@ -41,7 +41,7 @@ def main() -> None:
     device = torch.device(options.device)
     chosen = options.problems or [n for n, p in PROBLEMS.items() if options.device in p.devices]
     stages: dict[str, Callable[[], dict[str, Any]]] = {
-        "ratios": lambda: {name: _ratios(name, device, options) for name in chosen},
+        "ratios": lambda: {_key(name, options): _ratios(name, device, options) for name in chosen},
         "graphs": lambda: {name: _ratios(name, device, options, compiled=True) for name in chosen},
         "shares": lambda: {name: _shares(name, device) for name in chosen},
         "memory": lambda: {name: peaks(name, _cases(options), device) for name in chosen},
@@ -60,12 +60,17 @@ def main() -> None:
     options.hold.release()
 
 
+def _key(problem: str, options: argparse.Namespace) -> str:
+    """Return what ratios are stored under: on a CPU they depend on the number of threads."""
+    return f"{problem}@{options.threads}" if options.device == "cpu" else problem
+
+
 def _ratios(problem: str, device: torch.device, options: argparse.Namespace, *, compiled: bool = False) -> Any:
     return interleaved(PROBLEMS[problem], _cases(options), device, rounds=options.rounds, compiled=compiled)
 
 
 def _shares(problem: str, device: torch.device) -> dict[str, Any]:
-    return {"cases": {case.name: shares(PROBLEMS[problem], case, device, steps=6) for case in _PROFILED}}
+    return {"cases": {case.name: shares(PROBLEMS[problem], case, device, steps=4) for case in _PROFILED}}
 
 
 def _cases(options: argparse.Namespace) -> list[Any]:

@@ -70,7 +70,7 @@ def shares(problem: Problem, case: Case, device: torch.device, *, steps: int) ->
     """Return the milliseconds of each stage in one step (the mean of several), and of the limit."""
     instance = Instance(problem, device)
     clock = Clock(instance.wait)
-    limit, step = instance.ideal(case.passes), case.make(instance)
+    limit, step = Instance(problem, device).ideal(case.passes), case.make(instance)
     for _ in range(2):
         limit(), step()
     totals = {"the limit": 0.0, "the step": 0.0}

@@ -13,7 +13,7 @@ from curvature.machine import load
 from training.cases import Case
 from training.problems import Instance, Problem
 
-WARM_UP = 2
+WARM_UP = 1
 
 
 def interleaved(
@@ -25,7 +25,7 @@ def interleaved(
         problem: What is trained.
         cases: How.
         device: Where.
-        rounds: How often each is timed, after two rounds that are not.
+        rounds: How often each is timed, after a round that is not.
         compiled: Whether the network is compiled with CUDA graphs.
 
     Returns:
