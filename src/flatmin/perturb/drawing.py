@@ -43,7 +43,7 @@ def draw_each(
     _draw_whole(draw, {i: p for i, p in moved.items() if i not in pieced}, _unit_lengths(relative, draw), receive)
     largest_first = sorted(pieced, key=lambda i: pieced[i].numel(), reverse=True)
     work = partial(_draw_in_pieces, draw, pieced, receive)
-    threads = min(torch.get_num_threads(), len(pieced))
+    threads = 1 if getattr(draw.law, "is_cheap", False) else min(torch.get_num_threads(), len(pieced))
     if threads < 2 or sum(p.numel() for p in pieced.values()) < _WORTH_THREADS:
         for position in largest_first:
             work(position)
