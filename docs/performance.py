@@ -57,7 +57,7 @@ _REPEAT = """\
 ## Again
 
 ```bash
-make bench          # two cores, about ten minutes; benchmarks/training/results/cpu.json, this page and its plots
+make bench          # a CPU, minutes; benchmarks/training/results/cpu.json, this page and its plots
 make bench-gpu      # the same script on a GPU, with CUDA graphs; results/cuda.json
 make bench-check    # measures the ratios anew and compares them with the stored ones
 ```
@@ -256,7 +256,8 @@ def _draw_ratios(stored: Stored) -> None:
             axis.plot([low, high], [place, place], color=colour, linewidth=2)
             axis.plot(middle, place, "o", color=colour)
         axis.axvline(1, color="0.6", linewidth=1)
-        axis.set(yticks=range(len(names)), xlabel="ratio to the limit", title=_title(problem))
+        axis.set(yticks=range(len(names)), xlabel="ratio to the limit")
+        axis.set_title(_title(problem), fontsize=9, loc="right")
         axis.set_yticklabels(names, fontsize=8)
     figure.savefig(RATIOS, dpi=120, metadata={"Software": None})
     plt.close(figure)
