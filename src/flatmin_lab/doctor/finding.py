@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import shutil
+import textwrap
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 Status = Literal["ok", "note", "problem"]
@@ -30,10 +32,22 @@ class Finding:
 
     def __str__(self) -> str:
         mark = self.status.upper() if self.status == "problem" else self.status
-        lines = [f"  {mark:<8} {self.found}"]
-        lines += [f"{_INDENT}Likely cause: {self.cause}"] if self.cause else []
-        lines += [f"{_INDENT}Remedy: {self.remedy}"] if self.remedy else []
+        lines = _wrapped(self.found, f"  {mark:<8} ")
+        lines += _wrapped(f"Likely cause: {self.cause}", _INDENT) if self.cause else []
+        lines += [f"{_INDENT}Remedy: {self.remedy}"] if self.remedy else []  # in one piece, so that it can be copied
         return "\n".join(lines)
+
+
+def _wrapped(text: str, head: str) -> list[str]:
+    """Return lines as wide as the terminal, 80 characters where there is none."""
+    return textwrap.wrap(
+        text,
+        max(shutil.get_terminal_size().columns, 40),
+        initial_indent=head,
+        subsequent_indent=_INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,9 @@ class Section:
     findings: tuple[Finding, ...]
 
     def __str__(self) -> str:
-        return "\n".join([self.subject, *map(str, self.findings)])
+        before = ("", *(finding.cause for finding in self.findings))
+        told = [replace(f, cause="") if f.cause == last else f for f, last in zip(self.findings, before, strict=False)]
+        return "\n".join([self.subject, *map(str, told)])  # a cause that several have in a row is said once
 
 
 @dataclass(frozen=True)
