@@ -19,6 +19,7 @@ Interrupted work is continued by giving the same command again. `flatmin --versi
 
 _KEPT = {
     "certify": "Finished weights are kept; continue with them",
+    "landscape": "Finished points are kept; continue with them",
     "measure": "Finished products are kept; continue with them",
     "reproduce": "Nothing was written; begin again",
     "train": "The last checkpoint is kept; continue with it",
