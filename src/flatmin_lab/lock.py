@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -75,6 +75,38 @@ class FolderLock:
         if fcntl is None:
             message += f" If that process no longer runs, delete {self._path}."
         return LockedError(message)
+
+
+@contextmanager
+def held(folder: Path, what: str, marks: Collection[str]) -> Iterator[None]:
+    """Hold a folder for a kind of thing: a new one, an empty one, or one in which such a thing was begun.
+
+    Args:
+        folder: The folder; made if it is missing.
+        what: The kind, in a word.
+        marks: Names of files and folders, one of which a folder has in which it was begun.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        LockedError: Another process works there.
+        StoreError: It holds something else, or cannot be written.
+    """
+    lock = FolderLock(folder)
+    with explained(folder, "write"):
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in folder.iterdir()} - {_LOCK}
+        if names and names.isdisjoint(marks):
+            raise StoreError(
+                f"{folder} holds other files ({', '.join(sorted(names)[:3])}, ...) and no {what}. Likely cause: "
+                "another folder was meant. Choose a new or empty folder with --out."
+            )
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -17,8 +18,8 @@ from flatmin_lab.environment import environment
 from flatmin_lab.errors import StoreError
 from flatmin_lab.files import explained, write_whole
 from flatmin_lab.fit import accuracy, check_fit
-from flatmin_lab.lock import FolderLock
-from flatmin_lab.models.loading import Subject, load_subject
+from flatmin_lab.lock import held
+from flatmin_lab.models.loading import Subject, folder_name, load_subject
 from flatmin_lab.run import usable_device
 from flatmin_lab.shelf import Shelf
 from flatmin_lab.spec import Value
@@ -143,22 +144,14 @@ class Measuring:
     def __init__(self, folder: Path, note: Callable[[str], object] = lambda _: None) -> None:
         self.folder = folder
         self._note = note
-        self._lock = FolderLock(folder)
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        with explained(self.folder, "write"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            names = {path.name for path in self.folder.iterdir()} - {".lock"}
-            if names and not names & {RECORD, _PARTS}:
-                raise StoreError(
-                    f"{self.folder} holds other files ({', '.join(sorted(names)[:3])}, ...) and no measurement. Likely "
-                    "cause: another folder was meant. Choose a new or empty folder with --out."
-                )
-            self._lock.acquire()
+        self._stack.enter_context(held(self.folder, "measurement", {RECORD, _PARTS}))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self._stack.close()
 
     def run(self, spec: MeasureSpec, subject: Subject, examples: Examples, progress: Progress | None = None) -> Sheet:
         """Measure what is not yet measured, and keep it.
@@ -234,6 +227,4 @@ def prepare(spec: MeasureSpec, root: Path | None) -> tuple[MeasureSpec, Subject,
 
 def folder_for(spec: MeasureSpec) -> Path:
     """Return where a measurement goes if nothing else is said: a folder called after the weights."""
-    path = Path(spec.weights).resolve()
-    names = path.parts[-3:] if (path / "spec.json").is_file() else (path.stem if path.is_file() else path.name,)
-    return Path("runs/measure") / "-".join(names)
+    return Path("runs/measure") / folder_name(Path(spec.weights))

@@ -20,8 +20,8 @@ class Landscape:
     nothing in them is executed.
 
     Attributes:
-        weights: A file (.safetensors, or a state dict as .pt), the folder of a finished run of `flatmin compare`, or a
-            folder of transformers.
+        weights: A file (.safetensors, or a state dict as .pt), the folder of a finished run of `flatmin train` or
+            `flatmin compare`, or a folder of transformers.
         others: More of them.
         directions: Random ones, eigenvectors of the Hessian, or between the first solution and the others.
         dimensions: Lines or planes; planes if not given, and a line between two solutions. A plane between goes through

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rich.console import RenderableType
+
     from flatmin_lab.certificate_record import CertificateRecord, CertificateSweep
     from flatmin_lab.landscapes.record import Landscape
     from flatmin_lab.measure import Sheet
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
 
 def present(comparison: Comparison, store: Store, *, as_json: bool) -> None:
     """Show a comparison."""
-    from rich.console import Console
-
     from flatmin_lab.compare import publish
     from flatmin_lab.report.collection import write_tables
     from flatmin_lab.report.plain import comparison_tables
@@ -27,12 +27,7 @@ def present(comparison: Comparison, store: Store, *, as_json: bool) -> None:
 
     files = publish(comparison, store) | write_tables({store.folder.name: comparison_tables(comparison)}, store.folder)
     files["summary"] = store.write("summary.csv", summary_frame(comparison).to_csv(index=False))
-    if as_json:
-        print(_as_json(comparison, files))  # noqa: T201  (the result)
-        return
-    console = Console()
-    console.print(console_table(comparison))
-    console.print(f"Report: {files['report']}", highlight=False, soft_wrap=True)
+    _show(_summary(comparison), console_table(comparison), files, as_json=as_json)
 
 
 def present_collection(stored: Stored, out: Path, *, as_json: bool) -> None:
@@ -64,34 +59,18 @@ def present_collection(stored: Stored, out: Path, *, as_json: bool) -> None:
 
 def present_sheet(sheet: Sheet, folder: Path, *, as_json: bool) -> None:
     """Show a measurement."""
-    from rich.console import Console
-
     from flatmin_lab.report.measured import publish_sheet, sheet_table
 
     files = publish_sheet(sheet, folder)
-    if as_json:
-        everything = {**sheet.to_dict(), "files": {name: str(path) for name, path in files.items()}}
-        print(json.dumps(everything, indent=2, allow_nan=False))  # noqa: T201  (the result)
-        return
-    console = Console()
-    console.print(sheet_table(sheet))
-    console.print(f"Report: {files['report']}", highlight=False, soft_wrap=True)
+    _show(sheet.to_dict(), sheet_table(sheet), files, as_json=as_json)
 
 
 def present_landscape(found: Landscape, folder: Path, *, as_json: bool) -> None:
     """Show lines or planes."""
-    from rich.console import Console
-
     from flatmin_lab.report.landscapes import landscape_table, publish_landscape
 
     files = publish_landscape(found, folder)
-    if as_json:
-        everything = {**found.model_dump(mode="json"), "files": {name: str(path) for name, path in files.items()}}
-        print(json.dumps(everything, indent=2, allow_nan=False))  # noqa: T201  (the result)
-        return
-    console = Console()
-    console.print(landscape_table(found))
-    console.print(f"Report: {files['report']}", highlight=False, soft_wrap=True)
+    _show(found.model_dump(mode="json"), landscape_table(found), files, as_json=as_json)
 
 
 def present_certificate(record: CertificateRecord, *, as_json: bool) -> None:
@@ -152,10 +131,17 @@ def present_sweep(sweep: CertificateSweep, folder: Path, *, as_json: bool) -> No
     console.print(f"Figure: {path}", highlight=False, soft_wrap=True)
 
 
-def _as_json(comparison: Comparison, files: dict[str, Path]) -> str:
-    """The summary for programs: strict JSON, in which what is not known is null."""
-    everything = _summary(comparison) | {"files": {name: str(path) for name, path in files.items()}}
-    return json.dumps(everything, indent=2, allow_nan=False)
+def _show(everything: dict[str, Any], table: RenderableType, files: dict[str, Path], *, as_json: bool) -> None:
+    """Print strict JSON alone, in which what is not known is null; or a table and where the report is."""
+    from rich.console import Console
+
+    if as_json:
+        told = everything | {"files": {name: str(path) for name, path in files.items()}}
+        print(json.dumps(told, indent=2, allow_nan=False))  # noqa: T201  (the result)
+        return
+    console = Console()
+    console.print(table)
+    console.print(f"Report: {files['report']}", highlight=False, soft_wrap=True)
 
 
 def _summary(comparison: Comparison) -> dict[str, Any]:

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flatmin.checks import positive, whole
 from flatmin.errors import ArgumentError
 from flatmin.landscape import surface
+from flatmin_lab import lock
 from flatmin_lab.data.examples import Examples, Wanted, load_examples
 from flatmin_lab.environment import environment
-from flatmin_lab.errors import StoreError
-from flatmin_lab.files import explained, write_whole
+from flatmin_lab.files import write_whole
 from flatmin_lab.fit import check_fit
 from flatmin_lab.landscapes.record import RECORD, Landscape, LandscapeSpec, Slice
 from flatmin_lab.landscapes.views import Solution, key, views
-from flatmin_lab.lock import FolderLock
-from flatmin_lab.models.loading import load_subject
+from flatmin_lab.models.loading import folder_name, load_subject
 from flatmin_lab.run import usable_device
 from flatmin_lab.shelf import Shelf
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from flatmin_lab.landscapes.views import Told, View
 
@@ -97,28 +96,9 @@ def _name(weights: str) -> tuple[str, str | None]:
     return path.resolve().stem if path.is_file() else path.resolve().name, None
 
 
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a folder for a landscape: a new one, an empty one, or that of an earlier landscape.
-
-    Raises:
-        LockedError: Another process works there.
-        StoreError: It holds something else, or cannot be written.
-    """
-    lock = FolderLock(folder)
-    with explained(folder, "write"):
-        folder.mkdir(parents=True, exist_ok=True)
-        names = {path.name for path in folder.iterdir()} - {".lock"}
-        if names and not names & {RECORD, _PARTS}:
-            raise StoreError(
-                f"{folder} holds other files ({', '.join(sorted(names)[:3])}, ...) and no landscape. Likely cause: "
-                "another folder was meant. Choose a new or empty folder with --out."
-            )
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def held(folder: Path) -> AbstractContextManager[None]:
+    """Hold a folder for a landscape, as `flatmin_lab.lock.held` does."""
+    return lock.held(folder, "landscape", {RECORD, _PARTS})
 
 
 def survey(
@@ -189,6 +169,4 @@ def _slice(spec: LandscapeSpec, view: View, examples: Examples, folder: Path, pr
 
 def folder_for(spec: LandscapeSpec) -> Path:
     """Return where a landscape goes if nothing else is said: a folder called after the first weights."""
-    path = Path(spec.weights[0]).resolve()
-    names = path.parts[-3:] if (path / "spec.json").is_file() else (path.stem if path.is_file() else path.name,)
-    return Path("runs/landscape") / f"{'-'.join(names)}-{spec.directions}"
+    return Path("runs/landscape") / f"{folder_name(Path(spec.weights[0]))}-{spec.directions}"

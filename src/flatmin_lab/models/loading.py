@@ -92,6 +92,13 @@ def load_subject(path: Path, *, kind: str = "auto", head_seed: int | None = None
     return Subject(model.eval(), found, "digits-clean" if found == "mlp" else "cifar10-jpeg75")
 
 
+def folder_name(path: Path) -> str:
+    """Return what a folder with results is called after weights: after the run they are of, or their file or folder."""
+    path = path.resolve()
+    names = path.parts[-3:] if (path / "spec.json").is_file() else (path.stem if path.is_file() else path.name,)
+    return "-".join(names)
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read named tensors from a file; those below float32 as float32, in which curvature is computed anyway.
 

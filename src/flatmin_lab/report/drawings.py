@@ -1,7 +1,8 @@
-"""The figures of a measurement, each with its words."""
+"""Figures with their words: those of a measurement, and how figures are written beside their page."""
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,15 +10,18 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 
 from flatmin.landscape.curvature_plots import plot_density, plot_layers, plot_trace
+from flatmin_lab.files import write_whole
 from flatmin_lab.report.svg import RC, panel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from matplotlib.figure import Figure
 
     from flatmin.measures.measurement import Measurement
 
+PAPER = "#ffffff"
 _MOST_LAYERS = 30
 
 
@@ -36,6 +40,34 @@ class Drawing:
     figure: Figure
     alt: str
     caption: str
+
+
+def write_page(page: str, drawn: Iterable[Drawing], folder: Path) -> dict[str, Path]:
+    """Write a page, and each of its figures as SVG and PNG.
+
+    Args:
+        page: HTML.
+        drawn: The figures; equal ones give equal files.
+        folder: Where.
+
+    Returns:
+        The files by what they are: ``report``, and each figure's by its name.
+
+    Raises:
+        StoreError: One of them cannot be written.
+    """
+    files = {"report": folder / "report.html"}
+    write_whole(files["report"], page.encode())
+    for drawing in drawn:
+        for kind in ("svg", "png"):
+            name = f"{drawing.name}.{kind}"
+            files[name] = folder / name
+            buffer = io.BytesIO()
+            with mpl.rc_context({**RC, "svg.hashsalt": drawing.name}):
+                metadata = {"Date": None} if kind == "svg" else {}
+                drawing.figure.savefig(buffer, format=kind, dpi=200, facecolor=PAPER, metadata=metadata)
+            write_whole(files[name], buffer.getvalue())
+    return files
 
 
 def drawings(found: Measurement) -> Iterator[Drawing]:

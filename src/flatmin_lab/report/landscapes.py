@@ -12,15 +12,14 @@ from rich.table import Table
 
 from flatmin.landscape import common_levels, plot_line, plot_plane
 from flatmin_lab.data.examples import DATA
-from flatmin_lab.files import write_whole
 from flatmin_lab.landscapes.record import RECORD
-from flatmin_lab.report.drawings import Drawing
+from flatmin_lab.report.drawings import Drawing, write_page
 from flatmin_lab.report.html import render_page
-from flatmin_lab.report.measured import precise, write_figure
-from flatmin_lab.report.style import method_styles
+from flatmin_lab.report.measured import precise
+from flatmin_lab.report.style import INK, method_styles
 from flatmin_lab.report.surfaces import common_scale, solid
 from flatmin_lab.report.svg import RC, inline_svg, panel
-from flatmin_lab.report.text import number
+from flatmin_lab.report.text import examples_text, number
 from flatmin_lab.spec import Surface
 
 if TYPE_CHECKING:
@@ -57,12 +56,8 @@ def publish_landscape(found: Landscape, folder: Path) -> dict[str, Path]:
     Raises:
         StoreError: One of them cannot be written.
     """
-    files = {"record": folder / RECORD, "report": folder / "report.html"}
     drawn = list(drawings(found))
-    write_whole(files["report"], render_landscape(found, drawn).encode())
-    for drawing in drawn:
-        files |= write_figure(drawing, folder)
-    return files
+    return {"record": folder / RECORD} | write_page(render_landscape(found, drawn), drawn, folder)
 
 
 def drawings(found: Landscape) -> Iterator[Drawing]:
@@ -173,7 +168,7 @@ def _colour(axes: Axes, slices: tuple[Slice, ...]) -> None:
 def _mark(axes: Axes, one: Slice) -> None:
     """Name the solutions that a plane goes through."""
     for mark in one.marks:
-        axes.plot(*mark.at, "o", color="white", markeredgecolor="#1b2430", markersize=6)
+        axes.plot(*mark.at, "o", color="white", markeredgecolor=INK.light, markersize=6)
         axes.annotate(mark.label, mark.at, xytext=(6, 6), textcoords="offset points", color="white", weight="bold")
 
 
@@ -200,5 +195,4 @@ def _as_square(one: Slice, square: tuple[float, ...]) -> Surface:
 
 
 def _examples(found: Landscape) -> str:
-    of = "all" if found.count == found.available else f"{found.count:,} of"
-    return f"{of} {found.available:,} {found.spec.split} examples of {found.spec.data}"
+    return examples_text(found.count, found.available, found.spec.split, found.spec.data)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import math
 import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 from rich import box
 from rich.table import Table
 
 from flatmin.curvature.results import plus_minus
 from flatmin_lab.data.examples import DATA
-from flatmin_lab.files import write_whole
-from flatmin_lab.report.drawings import Drawing, drawings
+from flatmin_lab.report.drawings import Drawing, drawings, write_page
 from flatmin_lab.report.html import render_page
-from flatmin_lab.report.svg import RC, inline_svg
-from flatmin_lab.report.text import number
+from flatmin_lab.report.svg import inline_svg
+from flatmin_lab.report.text import examples_text, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
     from flatmin.measures.measurement import Measurement
     from flatmin_lab.measure import Sheet
 
-PAPER = "#ffffff"
 _LARGEST = 3  # in the table
 
 
@@ -55,37 +51,8 @@ def publish_sheet(sheet: Sheet, folder: Path) -> dict[str, Path]:
     Raises:
         StoreError: One of them cannot be written.
     """
-    files = {"record": folder / "measurement.json", "report": folder / "report.html"}
     drawn = list(drawings(sheet.measurement))
-    write_whole(files["report"], render_sheet(sheet, drawn).encode())
-    for drawing in drawn:
-        files |= write_figure(drawing, folder)
-    return files
-
-
-def write_figure(drawing: Drawing, folder: Path) -> dict[str, Path]:
-    """Write a figure as SVG and PNG.
-
-    Args:
-        drawing: The figure; equal ones give equal files.
-        folder: Where.
-
-    Returns:
-        The files by their names.
-
-    Raises:
-        StoreError: One of them cannot be written.
-    """
-    files = {}
-    for kind in ("svg", "png"):
-        name = f"{drawing.name}.{kind}"
-        buffer = io.BytesIO()
-        with mpl.rc_context({**RC, "svg.hashsalt": drawing.name}):
-            metadata = {"Date": None} if kind == "svg" else {}
-            drawing.figure.savefig(buffer, format=kind, dpi=200, facecolor=PAPER, metadata=metadata)
-        write_whole(folder / name, buffer.getvalue())
-        files[name] = folder / name
-    return files
+    return {"record": folder / "measurement.json"} | write_page(render_sheet(sheet, drawn), drawn, folder)
 
 
 def rows(sheet: Sheet) -> Iterator[Row]:
@@ -187,9 +154,7 @@ def command(sheet: Sheet) -> str:
 
 
 def _examples(sheet: Sheet) -> str:
-    count = sheet.measurement.num_examples
-    of = "all" if count == sheet.available else f"{count:,} of"
-    return f"{of} {sheet.available:,} {sheet.spec.split} examples of {sheet.spec.data}"
+    return examples_text(sheet.measurement.num_examples, sheet.available, sheet.spec.split, sheet.spec.data)
 
 
 def _layer(layer: Layer) -> dict[str, str]:

@@ -150,6 +150,12 @@ def improvement_text(interval: Interval | None) -> str:
     return mean if interval.is_point else f"{mean} {bracket}"
 
 
+def examples_text(count: int, available: int, split: str, data: str | None) -> str:
+    """Write how many of which examples something is the mean over."""
+    of = "all" if count == available else f"{count:,} of"
+    return f"{of} {available:,} {split} examples of {data}"
+
+
 def join(words: list[str]) -> str:
     """A list as English has it.
 
