@@ -52,7 +52,7 @@ def common_levels(*surfaces: Surface, count: int = 11) -> tuple[float, ...]:
     low, high = float(losses.min()), float(losses.max())
     if not high > low:  # a plane: any small range around it
         low, high = low - 0.5, high + 0.5
-    if low > 0 and high / low > _LOG_RANGE:
+    if is_logarithmic((low, high)):
         inner = torch.logspace(math.log10(low), math.log10(high), count, dtype=torch.float64)
     else:
         inner = torch.linspace(low, high, count, dtype=torch.float64)
@@ -91,7 +91,7 @@ def plot_line(
         _check(line, 1, "plot_line")
     if labels is not None and len(labels) != len(lines):
         raise ArgumentError(f"there are {len(labels)} labels, but {len(lines)} lines. Give one for each.")
-    is_logarithmic = _is_logarithmic(common_levels(*lines))
+    on_logarithms = is_logarithmic(common_levels(*lines))
     ax = new_axes() if ax is None else ax
     for number, line in enumerate(lines):
         style, colour = _LOOKS[number % len(_LOOKS)]
@@ -100,7 +100,7 @@ def plot_line(
         ax.plot(line.axes[0].numpy(), loss, color=colour, linestyle=style, linewidth=1.6, label=label)
     ax.axvline(0.0, color=FAINT, linewidth=0.8, alpha=0.6, zorder=0)
     ax.set(xlabel=_axis("direction", [line.lengths[0] for line in lines]), ylabel="loss")
-    if is_logarithmic:
+    if on_logarithms:
         ax.set_yscale("log")
     finish(ax, legend=labels is not None)
     return ax
@@ -139,7 +139,7 @@ def plot_plane(plane: Surface, ax: Axes | None = None, *, levels: Sequence[float
     x, y = (axis.numpy() for axis in plane.axes)
     # loss[i, j] lies at (x[i], y[j]); contour wants rows along the vertical axis
     loss = plane.loss.where(plane.loss.isfinite(), float("nan")).T.numpy()
-    look: dict[str, Any] = {"levels": levels, "norm": "log" if _is_logarithmic(levels) else "linear"}
+    look: dict[str, Any] = {"levels": levels, "norm": "log" if is_logarithmic(levels) else "linear"}
     beyond = _beyond(plane, levels)
     filled = ax.contourf(x, y, loss, cmap="viridis", extend=beyond, vmin=levels[0], vmax=levels[-1], **look)
     ax.contour(x, y, loss, levels=levels, colors="white", linewidths=0.5, alpha=0.6)
@@ -221,7 +221,8 @@ def _check(surface: object, number: int, name: str) -> None:
         )
 
 
-def _is_logarithmic(levels: Sequence[float]) -> bool:
+def is_logarithmic(levels: Sequence[float]) -> bool:
+    """Tell whether levels span a range for which the logarithm of the loss is drawn."""
     return levels[0] > 0 and levels[-1] / levels[0] > _LOG_RANGE
 
 

@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib.colors import LogNorm, Normalize, to_hex
 from matplotlib.ticker import FuncFormatter
 
+from flatmin.landscape import Surface as Levelled
+from flatmin.landscape import common_levels
+from flatmin.landscape.surface_plots import is_logarithmic
 from flatmin_lab.report.style import INK
 from flatmin_lab.report.svg import RC, panel
 
@@ -21,7 +25,6 @@ if TYPE_CHECKING:
 
     from flatmin_lab.spec import Surface
 
-_LOG_RANGE = 20.0
 _NUM_LEVELS = 11
 _NUM_COLOURS = 48
 
@@ -31,13 +34,12 @@ class ColourScale:
     """One scale for several surfaces: contour levels, logarithmic where the range asks for it."""
 
     levels: tuple[float, ...]
-    is_logarithmic: bool
 
     @property
     def norm(self) -> Normalize:
         """Matplotlib's map from loss to colour."""
-        kind = LogNorm if self.is_logarithmic else Normalize
-        return kind(self.levels[0], self.levels[-1])
+        low, *_, high = self.levels
+        return LogNorm(low, high) if is_logarithmic(self.levels) else Normalize(low, high)
 
 
 def common_scale(surfaces: Sequence[Surface]) -> ColourScale | None:
@@ -50,16 +52,12 @@ def common_scale(surfaces: Sequence[Surface]) -> ColourScale | None:
         The scale, log-spaced where the largest loss is more than twenty times the smallest; None where no loss is
         finite.
     """
-    losses = np.concatenate([np.ravel(s.loss) for s in surfaces]) if surfaces else np.empty(0)
-    losses = losses[np.isfinite(losses)]
-    if losses.size == 0:
+    drawn = [
+        Levelled(loss=torch.tensor(s.loss, dtype=torch.float64), axes=(), directions=(), lengths=()) for s in surfaces
+    ]
+    if not any(bool(surface.loss.isfinite().any()) for surface in drawn):
         return None
-    low, high = float(losses.min()), float(losses.max())
-    if not high > low:  # a plane: any small range around it
-        low, high = low - 0.5, high + 0.5
-    if low > 0 and high / low > _LOG_RANGE:
-        return ColourScale(tuple(map(float, np.geomspace(low, high, _NUM_LEVELS))), is_logarithmic=True)
-    return ColourScale(tuple(map(float, np.linspace(low, high, _NUM_LEVELS))), is_logarithmic=False)
+    return ColourScale(common_levels(*drawn, count=_NUM_LEVELS))
 
 
 def surface_figure(surface: Surface, scale: ColourScale, title: str) -> Figure:
