@@ -23,6 +23,12 @@ def is_parallel() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
+def this_rank() -> int:
+    """Return this process's rank; 0 where nothing is distributed."""
+    distributed = torch.distributed
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Tell whether ``tensor`` is a ``DTensor``, without importing what defines it."""
     module = sys.modules.get("torch.distributed.tensor")  # no DTensor exists before this is imported

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from flatmin.checks import whole
 from flatmin.curvature.layerwise.groups import Groups
+from flatmin.distributed import this_rank
 from flatmin.errors import ArgumentTypeError
 from flatmin.measures.reading import Reading
 from flatmin.measures.trackers import Guarded, Tracker
@@ -105,7 +106,7 @@ class Monitor:
         if self._steps % self._every == 0:
             reading = self.latest = self.read()
             metrics = {name: _number(name, value) for name, value in values.items()} | reading.metrics()
-            for tracker in self._trackers if _is_first() else ():
+            for tracker in self._trackers if this_rank() == 0 else ():
                 tracker.log(metrics, step)
         self._prepare()
         return reading
@@ -201,8 +202,3 @@ def _number(name: str, value: Any) -> float:
 
 def _warn(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=5)
-
-
-def _is_first() -> bool:
-    distributed = torch.distributed
-    return not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank())

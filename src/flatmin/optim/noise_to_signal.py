@@ -19,8 +19,8 @@ from torch import Tensor
 
 from flatmin.distributed import local
 from flatmin.perturb import Probe
-from flatmin.perturb.displace import chunks
 from flatmin.perturb.gradients import current
+from flatmin.perturb.sweeps import chunks
 from flatmin.vectors import Vector, dense, plain_total
 
 _CHUNK = 2**20  # elements that are worked on at a time

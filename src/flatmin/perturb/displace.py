@@ -7,7 +7,7 @@ in place and never rebound, so that compiled graphs, sharded parameters and view
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
 
@@ -174,16 +174,3 @@ class Displacer:
         if self._snapshot is not None:
             self._snapshots.give_back(self._snapshot)
         self._snapshot = None
-
-
-def chunks(tensors: Mapping[int, Tensor], limit: int) -> Iterator[list[int]]:
-    """Yield positions in groups of at most ``limit`` elements, or of one tensor."""
-    chunk, size = list[int](), 0
-    for position, tensor in tensors.items():
-        if chunk and size + tensor.numel() > limit:
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(position)
-        size += tensor.numel()
-    if chunk:
-        yield chunk

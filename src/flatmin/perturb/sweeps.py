@@ -65,6 +65,19 @@ def _channels_last(tensor: Tensor) -> torch.memory_format:
     return formats.get(tensor.dim(), torch.contiguous_format)
 
 
+def chunks(tensors: Mapping[int, Tensor], limit: int) -> Iterator[list[int]]:
+    """Yield positions in groups of at most ``limit`` elements, or of one tensor."""
+    chunk, size = list[int](), 0
+    for position, tensor in tensors.items():
+        if chunk and size + tensor.numel() > limit:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(position)
+        size += tensor.numel()
+    if chunk:
+        yield chunk
+
+
 def reflect_(here: list[Tensor], before: list[Tensor]) -> None:
     """Move ``here`` to its mirror image about ``before``."""
     torch._foreach_neg_(here)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flatmin.checks import nonnegative, whole
+from flatmin.distributed import this_rank
 from flatmin.errors import ArgumentError, ArgumentTypeError
 from flatmin.noise import Rademacher
 from flatmin.streams import Stream
@@ -34,7 +35,11 @@ class _TargetTransform:
     def _generator(self, device: torch.device) -> torch.Generator:
         """Return the generator of this call, and count the call."""
         # The class is part of the address, so that equal seeds share nothing with each other or with an optimizer's.
-        path = (zlib.crc32(type(self).__name__.encode()), self._calls, _rank() if self._rank is None else self._rank)
+        path = (
+            zlib.crc32(type(self).__name__.encode()),
+            self._calls,
+            this_rank() if self._rank is None else self._rank,
+        )
         self._calls += 1
         return Stream(self._seed, path).generator(0, device)
 
@@ -54,12 +59,6 @@ class _TargetTransform:
                 "'calls' and 'seed'. Was another object's state passed?"
             )
         self._seed, self._calls = int(state_dict["seed"]), int(state_dict["calls"])
-
-
-def _rank() -> int:
-    """Return this process's rank; 0 where nothing is distributed."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if distributed else 0
 
 
 class LabelNoise(_TargetTransform):
