@@ -1,18 +1,17 @@
 """docs/performance.md is what its script makes of the stored results; slopes are those of powers."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 
+from page_scripts import page_script
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_page_is_made_of_the_stored_results():
-    spec = importlib.util.spec_from_file_location("performance_script", ROOT / "docs" / "performance.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = page_script("performance")
     assert (ROOT / "docs" / "performance.md").read_text() == script.page()
 
 

@@ -59,12 +59,17 @@ def about(versions: dict[str, str]) -> dict[str, str]:
     """Return date, hardware and versions."""
     return {
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
-        "hardware": f"{os.cpu_count()} {platform.machine().replace('_', '-')} cores ({_processor()})",
+        "hardware": cores(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         **versions,
     }
+
+
+def cores() -> str:
+    """Return how many cores there are, and of which processor."""
+    return f"{os.cpu_count()} {platform.machine().replace('_', '-')} cores ({_processor()})"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 import flatmin as fm
 from training import written
@@ -58,8 +59,9 @@ def nso(instance: Instance, **options: Any) -> Step:
     return functools.partial(optimizer.step, _closure(optimizer, instance))
 
 
-def _probes(instance: Instance, **options: Any) -> Step:
-    optimizer = fm.NSO(instance.sgd(), sigma=RADIUS, model=instance.model, **options)
+def probes(instance: Instance, model: nn.Module | None = None, **options: Any) -> Step:
+    """Return NSO by its loop over probes, around ``model`` if the network is wrapped."""
+    optimizer = fm.NSO(instance.sgd(), sigma=RADIUS, model=model or instance.model, **options)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -118,10 +120,10 @@ def _ivon(instance: Instance) -> Step:
 
 OURS: tuple[Case, ...] = (
     Case("flatmin NSO, gaussian", 2, nso),
-    Case("flatmin NSO, gaussian, probes()", 2, _probes),
+    Case("flatmin NSO, gaussian, probes()", 2, probes),
     Case("flatmin NSO, gaussian, no live trace", 2, functools.partial(nso, trace_window=0)),
     Case("flatmin NSO, rademacher", 2, functools.partial(nso, noise="rademacher")),
-    Case("flatmin NSO, rademacher, probes()", 2, functools.partial(_probes, noise="rademacher")),
+    Case("flatmin NSO, rademacher, probes()", 2, functools.partial(probes, noise="rademacher")),
     Case("flatmin SAM", 2, _sam),
     Case("flatmin attach, gaussian", 1, _attach),
     Case("flatmin attach, rademacher", 1, functools.partial(_attach, noise="rademacher")),

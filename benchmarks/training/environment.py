@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import importlib.metadata
-import os
 import platform
 from typing import Any
 
 import torch
-from curvature.machine import _processor as processor
+from curvature.machine import cores
 
 import flatmin
 
@@ -33,7 +32,7 @@ def hardware(device: torch.device) -> str:
     """Return the name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{os.cpu_count()} {platform.machine().replace('_', '-')} cores ({processor()})"
+    return cores()
 
 
 def _version(package: str) -> str | None:

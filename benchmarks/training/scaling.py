@@ -16,8 +16,7 @@ from torch import distributed
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-import flatmin as fm
-from training.cases import RADIUS, Case, nso
+from training.cases import Case, nso, probes
 from training.problems import PROBLEMS, Instance, layers
 from training.timing import interleaved, timed
 
@@ -76,7 +75,7 @@ def _rank(rank: int, ranks: int, problem: str, device: str, rounds: int, folder:
     distributed.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
     place = torch.device(device, rank) if device == "cuda" else torch.device(device)
     limit, ours = Instance(PROBLEMS[problem], place), Instance(PROBLEMS[problem], place)
-    steps = _ideal_in_parallel(limit), _nso_in_parallel(ours)
+    steps = _ideal_in_parallel(limit), probes(ours, _parallel(ours))
     found: list[tuple[float, ...]] = []
     for number in range(rounds + 2):
         distributed.barrier()
@@ -104,18 +103,5 @@ def _ideal_in_parallel(instance: Instance) -> Callable[[], None]:
             instance.backward()
         instance.backward()
         base.step()
-
-    return step
-
-
-def _nso_in_parallel(instance: Instance) -> Callable[[], None]:
-    optimizer = fm.NSO(instance.sgd(), sigma=RADIUS, model=_parallel(instance))
-
-    def step() -> None:
-        optimizer.zero_grad()
-        for probe in optimizer.probes():
-            with probe:
-                instance.backward()
-        optimizer.step()
 
     return step

@@ -1,21 +1,18 @@
 """The tables of docs/certificates.md are the stored records, and these are certificates that add up."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 from flatmin.bounds import kl_inverse, seeger_maurer
+from page_scripts import page_script
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("certificates_script", DOCS / "certificates.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return page_script("certificates")
 
 
 @pytest.mark.parametrize("rows", ["recipe_rows", "other_rows", "sweep_rows", "coverage_rows"])

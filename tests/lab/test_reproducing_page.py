@@ -1,7 +1,6 @@
 """docs/reproducing.md is what its script makes of the stored results, which are whole."""
 
 import csv
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from flatmin_lab.recipes.outcome import written
 from flatmin_lab.recipes.reproductions import REPRODUCTIONS
 from flatmin_lab.reproduction import RECORD, ReproductionRecord
+from page_scripts import page_script
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 FOLDERS = sorted((DOCS / "results" / "reproductions").iterdir())
@@ -23,9 +23,7 @@ def shown(cell):
 
 
 def test_the_page_is_made_of_the_stored_results():
-    spec = importlib.util.spec_from_file_location("reproducing_script", DOCS / "reproducing.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = page_script("reproducing")
     assert (DOCS / "reproducing.md").read_text() == script.page()
 
 
