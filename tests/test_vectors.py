@@ -64,3 +64,33 @@ def test_sparse_meets_dense():
     sparse = torch.sparse_coo_tensor([[0, 2, 2]], [1.0, 2.0, 3.0], (4,), check_invariants=True)
     assert float(Vector({0: sparse}).dot(Vector({0: torch.tensor([1.0, 10.0, 100.0, 1000.0])}))) == 501.0
     assert math.isclose(float(Vector({0: sparse}).norm()), math.sqrt(26), rel_tol=1e-6)
+
+
+@given(vectors(), vectors(), numbers, numbers)
+def test_products_with_numbers_are_carried_out_once_and_change_nothing_before(a, b, c, d):
+    before = dense(a)
+    product = c * (torch.tensor(d, dtype=torch.float64) * a)
+    torch.testing.assert_close(product.norm(), abs(c * d) * before.norm())
+    torch.testing.assert_close(dense(product + b), c * d * before + dense(b))
+    torch.testing.assert_close(dense(2.0 * product), 2 * c * d * before)
+    assert torch.equal(dense(a), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("number", [2.0, torch.tensor(2.0, dtype=torch.float64)])
+def test_adding_in_place(dtype, number):
+    sparse = torch.sparse_coo_tensor([[0, 2]], [1.0, 3.0], (4,), dtype=dtype, check_invariants=True)
+    for tensor in (torch.tensor([1.0, 0.0, 3.0, 0.0], dtype=dtype), sparse):
+        targets = {0: torch.ones(4, dtype=dtype), 5: torch.ones(2, dtype=dtype)}
+        (number * Vector({0: tensor})).add_to_(targets)
+        assert targets[0].tolist() == [3.0, 1.0, 7.0, 1.0]
+        assert targets[5].tolist() == [1.0, 1.0]
+
+
+def test_inner_products_do_not_depend_on_how_long_the_tensors_are():
+    """Long ones are gone through in pieces; with integers every sum is exact."""
+    g = torch.Generator().manual_seed(0)
+    for length in (1, 2**16, 2**16 + 1, 5 * 2**16 + 3):
+        a, b = (torch.randint(-4, 5, (length,), generator=g).float() for _ in range(2))
+        assert float(Vector({0: a}).dot(Vector({0: b}))) == float(a.double() @ b.double())
+        assert float(Vector({0: a}).norm()) == pytest.approx(float(a.double().norm()), rel=1e-15)

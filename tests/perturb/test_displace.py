@@ -66,7 +66,7 @@ def test_the_displacement_is_the_draw(dtype):
 @pytest.mark.parametrize("then", ["stay", "reflect", "restore"])
 @pytest.mark.parametrize("piece", [1, 20, 10**6])
 def test_alignments_are_with_what_really_happened_whatever_the_pieces_and_move_as_they_say(piece, then, monkeypatch):
-    monkeypatch.setattr("flatmin.perturb.sweeps._PIECE", piece)
+    monkeypatch.setattr("flatmin.perturb.sweeps.PIECE", piece)
     params = parameters(torch.bfloat16)
     before = {i: p.detach().clone() for i, p in params.items()}
     gradients = {i: torch.ones_like(p) * (i + 1) for i, p in params.items() if i != 3}
@@ -90,7 +90,7 @@ def test_alignments_are_with_what_really_happened_whatever_the_pieces_and_move_a
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_alignments_of_any_order_in_memory(dtype, monkeypatch):
-    monkeypatch.setattr("flatmin.perturb.sweeps._PIECE", 50)
+    monkeypatch.setattr("flatmin.perturb.sweeps.PIECE", 50)
     w = torch.nn.Parameter(torch.randn(8, 6, 3, 3, dtype=dtype).to(memory_format=torch.channels_last))
     alike, other = torch.randn_like(w), torch.randn(8, 6, 3, 3, dtype=dtype)
     before = w.detach().clone()

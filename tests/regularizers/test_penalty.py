@@ -191,7 +191,7 @@ def test_long_sums_are_taken_in_double_precision():
         layer.weight.fill_(1 / 3)
     value = DistancePenalty(layer, alpha=2.0, start={"weight": torch.zeros(2**11, 2**11)})()
     exact = 2**22 * layer.weight[0, 0].double() ** 2
-    torch.testing.assert_close(value.double(), exact, rtol=1e-7, atol=0)
+    torch.testing.assert_close(value.double(), exact, rtol=1e-6, atol=0)  # in float32 alone: 7e-4
 
 
 def test_complex_parameters_have_their_modulus_squared():

@@ -118,12 +118,7 @@ class Displacer:
             cached = {i for i, here in self._here.items() if here.device.type == "cpu" and here.is_contiguous()}
             draw_each(displacement, self._parameters, partial(self._add_noise, displacement.scale), in_pieces=cached)
             return
-        tensors = displacement.tensors
-        if any(tensor.layout != torch.strided for tensor in tensors.values()):
-            for i, tensor in tensors.items():
-                self._here[i].add_(tensor)
-        elif tensors:
-            torch._foreach_add_([self._here[i] for i in tensors], list(tensors.values()))
+        displacement.add_to_(self._here)
 
     def _add_noise(self, scale: Scale, position: int, part: slice | None, noise: Tensor) -> None:
         here = self._here[position] if part is None else self._here[position].view(-1)[part]

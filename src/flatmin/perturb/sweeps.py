@@ -8,12 +8,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from flatmin.vectors import Vector, accumulation_dtype
+from flatmin.vectors import PIECE, Vector, accumulation_dtype, is_plain
 
 Move = Literal["stay", "reflect", "restore"]
 """What can be done with parameters while a pass has them, and their snapshot, in the cache."""
 
-_PIECE = 2**16  # elements for each thread: a few arrays of them fit the cache of a core
 _CHUNK = 2**20  # elements that come at once elsewhere than on a CPU, where each call costs more than it computes
 
 
@@ -31,7 +30,7 @@ def in_step(*lists: Sequence[Tensor]) -> Iterator[Group]:
         lists: Lists of one length; tensors at one place have one shape.
     """
     group, places, size = list[tuple[Tensor, ...]](), list[int](), 0
-    piece = _PIECE * torch.get_num_threads()
+    piece = PIECE * torch.get_num_threads()
     for place, tensors in enumerate(zip(*lists, strict=True)):
         is_cached = tensors[0].device.type == "cpu"
         for part in _split(tensors, piece) if is_cached else (tensors,):
@@ -103,29 +102,37 @@ def alignments(
         gradients: Position to gradient, of some of them.
         then: What to do with all of ``here``.
     """
-    order, parts = list(gradients), dict[int, list[Tensor]]()
+    order, parts, scratch = list(gradients), dict[int, list[Tensor]](), _Scratch()
     for places, (now, start, gradient) in in_step(*([of[i] for i in order] for of in (here, before, gradients))):
-        moved = torch._foreach_sub(now, start)
-        for place, part in zip(places, _dots(moved, gradient), strict=True):
-            parts.setdefault(order[place], []).append(part.to(accumulation_dtype(part.device)))
+        for place, part in zip(places, scratch.alignments(now, start, gradient), strict=True):
+            parts.setdefault(order[place], []).append(part)
         move_(now, start, then)
     others = [i for i in here if i not in gradients] if then != "stay" else []
     for _, (now, start) in in_step([here[i] for i in others], [before[i] for i in others]):
         move_(now, start, then)
-    return {i: some[0] if len(some) == 1 else torch.stack(some).sum() for i, some in parts.items()}
+    return {i: torch.stack(some).sum(dtype=accumulation_dtype(some[0].device)) for i, some in parts.items()}
 
 
-def _dots(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
-    """Return the inner products of pieces (0-dim), in one pass each where torch has one."""
-    if all(map(_is_plain, left)) and all(map(_is_plain, right)):
-        return [torch.dot(a.view(-1), b.view(-1)) for a, b in zip(left, right, strict=True)]
-    parts = Vector(dict(enumerate(left))).inner_parts(Vector(dict(enumerate(right))))
-    return [parts[i] for i in range(len(left))]
+class _Scratch:
+    """Memory for one piece at a time: new memory for each would be handed over by the system page by page."""
 
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
 
-def _is_plain(tensor: Tensor) -> bool:
-    is_wide = tensor.dtype in (torch.float32, torch.float64) and tensor.device.type == "cpu"
-    return is_wide and tensor.layout == torch.strided and tensor.is_contiguous()
+    def alignments(self, now: list[Tensor], start: list[Tensor], gradients: list[Tensor]) -> Sequence[Tensor]:
+        """Return the inner products of ``gradients`` with ``now - start``."""
+        if not all(map(is_plain, (*now, *start, *gradients))):
+            moved = Vector(dict(enumerate(torch._foreach_sub(now, start))))
+            return list(moved.inner_parts(Vector(dict(enumerate(gradients)))).values())
+        return [
+            torch.dot(torch.sub(a.view(-1), b.view(-1), out=self._room(a)), g.view(-1))
+            for a, b, g in zip(now, start, gradients, strict=True)
+        ]
+
+    def _room(self, like: Tensor) -> Tensor:
+        if self._memory.dtype != like.dtype or len(self._memory) < like.numel():
+            self._memory = like.new_empty(like.numel())
+        return self._memory[: like.numel()]
 
 
 class Snapshots:
