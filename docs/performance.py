@@ -43,6 +43,7 @@ TARGETS = (  # device, problem, case, ratio
 )
 Stored = dict[str, Any]
 
+_VERSIONS = ("python", "torch", "flatmin", "transformers", "pytorch_optimizer", "ivon-opt")
 _INTRO = """\
 # What a training step costs
 
@@ -51,7 +52,9 @@ of the base optimizer; that of `attach`, which spreads a pair over two micro-bat
 above it is overhead: noise, and passes over the weights. Figures are ratios to the limit. Each step is timed right
 before or right after its limit, in the same process and in turns with all others, and the median of the ratios is told,
 so that figures depend less on what else the machine does. The base optimizer of all is SGD with momentum, the data are
-made up.
+made up. glibc is told to keep what is freed (`MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1`, on Linux): by itself it
+gives gradients back to the system after some steps and not after others, and the pages that come anew cost up to a
+tenth of a step, of plain SGD as of any method. It is worth setting where one trains on a CPU.
 """
 _REPEAT = """\
 ## Again
@@ -118,12 +121,17 @@ def _device(device: str, stored: Stored) -> str:
 
 
 def _made(environment: Stored) -> str:
-    versions = ", ".join(f"{k} {v}" for k, v in environment.items() if k not in ("hardware", "threads", "load", "date"))
+    versions = ", ".join(f"{name} {environment[name]}" for name in _VERSIONS if name in environment)
     low, high = environment["load"]
     return (
-        f"{environment['hardware']}, {environment['threads']} threads, {environment['date']}, {versions}. The machine "
+        f"{environment['hardware']}, {_threads(environment)}, {environment['date']}, {versions}. The machine "
         f"was shared: its load was {low:.1f} before and {high:.1f} after."
     )
+
+
+def _threads(environment: Stored) -> str:
+    number = environment["threads"]
+    return "one thread" if number == 1 else f"{number} threads"
 
 
 def _ratio_table(title: str, rows: Stored) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from training.cases import OURS
-from training.environment import hardware
+from training.environment import hardware, keep_memory
 from training.problems import PROBLEMS
 from training.run import RESULTS
 from training.timing import interleaved
@@ -65,4 +65,5 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    keep_memory("training.check")
     main()

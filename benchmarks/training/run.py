@@ -18,7 +18,7 @@ import torch
 from curvature.machine import Lock, load
 
 from training.cases import CASES, OURS, named
-from training.environment import about
+from training.environment import about, keep_memory
 from training.memory import peaks
 from training.problems import PROBLEMS
 from training.scaling import over_parameters, over_perturbations, over_ranks
@@ -101,4 +101,5 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    keep_memory("training.run")
     main()
