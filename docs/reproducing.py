@@ -27,11 +27,11 @@ Every table and figure of both papers is a recipe. A recipe names its runs, make
 writes tables, figures, the numbers behind them and a page, the printed numbers beside what was found:
 
 ```bash
-flatmin reproduce --list                          # what there is, how far it is here, and what it lacks
-flatmin reproduce nso.table3 --size toy           # seconds; made-up or embedded data
-flatmin reproduce nso.table3 --size small         # a stand-in that two cores can do
-flatmin reproduce nso.table3 --size paper         # the paper's networks and data, where they and a GPU are
-flatmin report runs/reproduce                     # all of them on one page, from what is stored
+flatmin reproduce --list                     # what there is, and what it lacks
+flatmin reproduce nso.table3 --size toy      # seconds; made-up or embedded data
+flatmin reproduce nso.table3 --size small    # a stand-in that two cores can do
+flatmin reproduce nso.table3 --size paper    # as published, where its data are
+flatmin report runs/reproduce                # all of them on one page
 ```
 
 Data that are not embedded lie under a data root, `FLATMIN_DATA=FOLDER`; nothing is downloaded. What is missing is said
