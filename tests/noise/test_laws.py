@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flatmin.errors import ArgumentError, ArgumentTypeError
 from flatmin.noise import LAWS, Binomial, Gaussian, Rademacher, resolve_law
-from flatmin.noise.pieces import PIECE, bounds
+from flatmin.noise.pieces import CHEAP_PIECE, PIECE, bounds
 from flatmin.streams import Stream
 
 KURTOSIS = {"gaussian": 3.0, "laplace": 6.0, "uniform": 1.8, "rademacher": 1.0, "binomial": 2.5}
@@ -74,17 +74,20 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone(name):
 
 @every_law
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("number", [1, 17, PIECE, PIECE + 3, PIECE + 16, 2 * PIECE + 5, 3 * PIECE - 1])
+@pytest.mark.parametrize(
+    "number", [1, 17, PIECE, PIECE + 3, PIECE + 16, 2 * PIECE + 5, 3 * PIECE - 1, CHEAP_PIECE + 17]
+)
 def test_pieces_of_a_sequential_law_are_the_whole(name, dtype, number):
     law = LAWS[name]
     if not getattr(law, "is_sequential", False):
         assert name in ("laplace", "binomial")
         return
-    generator, pieced = torch.Generator().manual_seed(0), torch.empty(number, dtype=dtype)
-    for start, stop in bounds(number):
-        assert stop - start < 2**15
-        law.sample_(pieced[start:stop], generator)
-    assert torch.equal(pieced, draws(law, number, dtype=dtype))
+    for piece in (PIECE, CHEAP_PIECE):
+        generator, pieced = torch.Generator().manual_seed(0), torch.empty(number, dtype=dtype)
+        for start, stop in bounds(number, piece):
+            assert stop - start < piece + 16
+            law.sample_(pieced[start:stop], generator)
+        assert torch.equal(pieced, draws(law, number, dtype=dtype))
 
 
 def test_rademacher_has_no_other_value_and_no_byte_structure():

@@ -89,8 +89,11 @@ class Rademacher:
         num_bytes = -(-out.numel() // 8)
         words = torch.empty(-(-num_bytes // 8), dtype=torch.int64, device=out.device)
         words.random_(-(2**63), None, generator=generator)
-        table = _signs_of_bytes(out.dtype, out.device)
-        signs = table.index_select(0, words.view(torch.uint8)[:num_bytes].int())
+        table, which = _signs_of_bytes(out.dtype, out.device), words.view(torch.uint8)[:num_bytes].int()
+        if out.numel() % 8 == 0 and out.is_contiguous():
+            torch.index_select(table, 0, which, out=out.view(-1, 8))
+            return out
+        signs = table.index_select(0, which)
         return out.copy_(signs.view(-1)[: out.numel()].view(out.shape))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flatmin.distributed import is_sharded, local_slice, norms_over, real_shape
-from flatmin.noise.pieces import PIECE, bounds
+from flatmin.noise.pieces import CHEAP_PIECE, PIECE, bounds
 from flatmin.perturb.flow import Draw
 from flatmin.vectors import value_for
 
@@ -58,8 +58,9 @@ def _draw_in_pieces(draw: Draw, parameters: Mapping[int, Tensor], receive: Recei
     parameter = parameters[position]
     number = real_shape(parameter).numel()
     generator = draw.stream.generator(position, parameter.device)
-    buffer = torch.empty(min(number, 2 * PIECE), dtype=parameter.dtype.to_real(), device=parameter.device)
-    for start, stop in bounds(number):
+    piece = CHEAP_PIECE if getattr(draw.law, "is_cheap", False) else PIECE
+    buffer = torch.empty(min(number, 2 * piece), dtype=parameter.dtype.to_real(), device=parameter.device)
+    for start, stop in bounds(number, piece):
         receive(position, slice(start, stop), draw.law.sample_(buffer[: stop - start], generator))
 
 
