@@ -68,6 +68,9 @@ make bench-check    # measures the ratios anew and compares them with the stored
 Ratios are compared, never seconds, and only with those of the same hardware and number of threads. A peer that is not
 installed is named and left out: [benchmarks](../benchmarks/README.md) says how to have them.
 """
+_BATCHED = """\
+`opt.step_batched(network, loss)` evaluates the 2k points of a step of NSO by `torch.func.vmap`; the ratio is to
+`opt.step(closure)`, which evaluates them in turn, steps alternating."""
 _BOUND = """\
 ## What bounds it
 
@@ -116,6 +119,7 @@ def _device(device: str, stored: Stored) -> str:
         blocks += [f"![Ratios to the limit]({RATIOS.name})", ""]
     blocks += [_share_table(problem, rows) for problem, rows in stored.get("shares", {}).items()]
     blocks += [_memory_table(p, rows, stored) for p, rows in stored.get("memory", {}).items()]
+    blocks += _batched(stored)
     blocks += _growth(stored)
     return "\n".join(blocks)
 
@@ -169,6 +173,25 @@ def _memory_table(problem: str, rows: Stored, stored: Stored) -> str:
         if name != "environment":
             lines.append(f"| {name} | {peak:,.0f} | {(peak - limit) / size:+.1f} |")
     return "\n".join([*lines, ""])
+
+
+def _batched(stored: Stored) -> list[str]:
+    blocks = []
+    for found in stored.get("batched", {}).values():
+        blocks += ["### All points in one pass", "", f"{_BATCHED} {_made(found['environment'])}", ""]
+        blocks += ["| network | parameters | k | ratio | middle half | batched, ms | in turn, ms |"]
+        blocks += ["| --- | --: | --: | --: | --: | --: | --: |"]
+        for row in found["rows"]:
+            low, high = row["middle_half"]
+            times = " | ".join(f"{row[way] * 1e3:,.1f}" for way in ("batched", "in turn"))
+            blocks.append(
+                f"| {row['network']} | {row['parameters']:,} | {row['pairs']} | **{row['ratio']:.2f}** | "
+                f"{low:.2f} to {high:.2f} | {times} |"
+            )
+        wins = sum(row["middle_half"][1] < 1 for row in found["rows"])
+        losses = sum(row["middle_half"][0] > 1 for row in found["rows"])
+        blocks += ["", f"One pass is faster in {wins} of {len(found['rows'])} rows, and slower in {losses}.", ""]
+    return blocks
 
 
 def _growth(stored: Stored) -> list[str]:

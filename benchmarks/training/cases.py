@@ -43,7 +43,9 @@ class Case:
         return not self.module or importlib.util.find_spec(self.module) is not None
 
 
-def _closure(optimizer: torch.optim.Optimizer, instance: Instance) -> Callable[[], torch.Tensor]:
+def closure_of(optimizer: torch.optim.Optimizer, instance: Instance) -> Callable[[], torch.Tensor]:
+    """Return what ``step()`` is given: it clears gradients, runs forward and backward, and returns the loss."""
+
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         loss = instance.loss()
@@ -56,7 +58,7 @@ def _closure(optimizer: torch.optim.Optimizer, instance: Instance) -> Callable[[
 def nso(instance: Instance, **options: Any) -> Step:
     """Return NSO by its closure."""
     optimizer = fm.NSO(instance.sgd(), sigma=RADIUS, model=instance.model, **options)
-    return functools.partial(optimizer.step, _closure(optimizer, instance))
+    return functools.partial(optimizer.step, closure_of(optimizer, instance))
 
 
 def probes(instance: Instance, model: nn.Module | None = None, **options: Any) -> Step:
@@ -75,7 +77,7 @@ def probes(instance: Instance, model: nn.Module | None = None, **options: Any) -
 
 def _sam(instance: Instance) -> Step:
     optimizer = fm.SAM(instance.sgd(), rho=RADIUS, model=instance.model)
-    return functools.partial(optimizer.step, _closure(optimizer, instance))
+    return functools.partial(optimizer.step, closure_of(optimizer, instance))
 
 
 def _attach(instance: Instance, **options: Any) -> Step:

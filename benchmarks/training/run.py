@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from curvature.machine import Lock, load
 
+from training.batched import batched
 from training.cases import CASES, OURS, named
 from training.environment import about, keep_memory
 from training.memory import peaks
@@ -47,6 +48,7 @@ def main() -> None:
         "memory": lambda: {name: peaks(name, _cases(options), device) for name in chosen},
         "parameters": lambda: {"layers": over_parameters(device, options.layers, rounds=options.rounds)},
         "perturbations": lambda: {chosen[0]: over_perturbations(chosen[0], device, (1, 2, 4), rounds=options.rounds)},
+        "batched": lambda: {"networks": batched(device, rounds=options.rounds)},
         "ranks": lambda: {chosen[0]: over_ranks(chosen[0], device, options.ranks, rounds=options.rounds)},
     }
     for name in options.only or [n for n in stages if n != "graphs" or device.type == "cuda"]:

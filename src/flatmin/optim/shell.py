@@ -17,6 +17,7 @@ from flatmin.curvature.results import TraceEstimate
 from flatmin.distributed import ShardedTotal, is_parallel, reshard, sharded_modules
 from flatmin.errors import ClosureError, ProbeError
 from flatmin.optim import guards
+from flatmin.optim.batched import BatchedSteps, WholeStep
 from flatmin.optim.callers import Accumulated, is_idle, require_cleared, require_no_scaler, warn_of_plain_step
 from flatmin.optim.groups import Groups
 from flatmin.optim.live_trace import LiveTrace, Observation
@@ -49,7 +50,7 @@ class ShellOptions(TypedDict, total=False):
     model: nn.Module | None
 
 
-class Perturbed(Readings, Wrapper):
+class Perturbed(BatchedSteps, Readings, Wrapper):
     """A flow around a base optimizer; the named methods are this class with a flow and its hyperparameters.
 
     The radius (sigma or rho), the number of steps taken and the seed are entries of the parameter groups, beside
@@ -238,14 +239,13 @@ class Perturbed(Readings, Wrapper):
         if owned or all(parameter.grad is None for parameter in parameters.values()):
             self._begin()
         seen, total = Observation(), ShardedTotal(parameters)
-        is_seen = self._trace.window and self._ranks == "shared" and not has_16_bits(parameters.values())
         evaluation = Evaluation(
             parameters,
             modules=modules,
             buffers=self._buffers,
             common_randomness=self._common_randomness,
             owned=owned,
-            observer=seen if is_seen else None,
+            observer=seen if self._is_observed(parameters) else None,
             loss_scale=functools.partial(_product, scaler, loss_scale, next(iter(parameters.values())).device),
             keeps_nonfinite=self._sees_loss_scale,
             local_ascents=self._local_ascents,
@@ -257,6 +257,10 @@ class Perturbed(Readings, Wrapper):
         self._trace.settle(seen, number, total, scaler.scale if scaler else _identity)
         self._receive(evaluation.extras, loss_scale)
         self._open, self._has_evaluated = None, True
+
+    def _is_observed(self, parameters: Mapping[int, Tensor]) -> bool:
+        """Tell whether the evaluations of these parameters give samples of the live trace."""
+        return self._trace.window > 0 and self._ranks == "shared" and not has_16_bits(parameters.values())
 
     def _watched(self, probes: Generator[Probe], parameters: Mapping[int, Tensor]) -> Generator[Probe]:
         """Count the points as they are evaluated, and compare their gradients if that was asked for."""
@@ -287,6 +291,8 @@ class Perturbed(Readings, Wrapper):
         """Take what the flow gave beside its direction: for methods with an update rule of their own."""
 
     def _evaluate(self, closure: Callable[[], Any]) -> Any:
+        if isinstance(closure, WholeStep):
+            return closure()
         losses, weights = [], []
         self._groups.require_complete()
         earlier = Accumulated.of(self._groups.parameters())

@@ -23,6 +23,7 @@ from flatmin.perturb.hosts import Hosts, all_within
 from flatmin.perturb.inplace import Evaluation
 from flatmin.perturb.probe import Probe
 from flatmin.perturb.randomness import RandomState
+from flatmin.perturb.stacked import evaluate_stacked
 from flatmin.perturb.sweeps import Snapshots
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "Step",
     "Weights",
     "all_within",
+    "evaluate_stacked",
     "gradient",
     "plan",
     "realize",
