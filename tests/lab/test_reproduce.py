@@ -172,6 +172,13 @@ def test_whole_numbers_stay_so_in_the_record(tmp_path, calls, monkeypatch):
     assert type(reproduce("fake", "toy", tmp_path / "run").tables[0].rows[0][0]) is int
 
 
+def test_names_in_the_list_can_be_copied(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["reproduce", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert set(REPRODUCTIONS) <= {line.split()[0] for line in lines if line.split()}
+
+
 def test_the_list(capsys):
     assert cli.main(["reproduce", "--list", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == set(REPRODUCTIONS)

@@ -83,17 +83,22 @@ def _present_all(*, as_json: bool) -> None:
         }
         print(json.dumps(listed, indent=2))  # noqa: T201  (the result)
         return
+    from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table, lacking = Table("name", "what", "where", *SIZES), {}
+    table, lacking = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)), {}
+    table.add_column("name", no_wrap=True, min_width=max(map(len, REPRODUCTIONS)))  # to be copied
+    table.add_column("what, and where it is printed")
+    for size in SIZES:
+        table.add_column(size)
     for name, entry in REPRODUCTIONS.items():
         row = []
         for found in states[name].values():
             known = found in ("begun", "not run") or found.startswith("finished")
             row.append(found if known else f"lacks [{lacking.setdefault(found, len(lacking) + 1)}]")
-        table.add_row(name, entry.summary, entry.paper, *map(escape, row))
+        table.add_row(name, f"{escape(entry.summary)}\n[dim]{escape(entry.paper)}[/dim]", *map(escape, row))
     console = Console()
     console.print(table)
     for what, number in lacking.items():
