@@ -59,7 +59,7 @@ class Trajectory:
         self._model = unwrapped(model)
         self._states = list[dict[str, Tensor]]()
         self._stride, self._calls = 1, 0
-        self.steps = list[int]()
+        self.steps: list[int] = []
 
     @torch.no_grad()
     def record(self) -> None:

@@ -157,7 +157,7 @@ class ForwardPasses:
     """
 
     def __init__(self, count: int = 0) -> None:
-        self.count = count
+        self.count: int = count
 
     @torch._disable_dynamo  # which is torch.compiler.disable, but imports the compiler at the first call only
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:  # noqa: ARG002

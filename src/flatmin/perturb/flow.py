@@ -115,7 +115,7 @@ class Combination:
     __slots__ = ("weights",)
 
     def __init__(self, weights: dict[int, Fraction]) -> None:
-        self.weights = weights
+        self.weights: dict[int, Fraction] = weights
 
     def __add__(self, other: Combination | int) -> Combination:
         if isinstance(other, int) and other == 0:

@@ -102,7 +102,7 @@ class Evaluated:
         found = {i: local(dense(g)) for i, g in gradients.items()}
         self._originals, self._loss_scale = gradients, loss_scale
         if loss_scale is None:
-            self.vector = Vector(found, total)
+            self.vector: Vector = Vector(found, total)
         else:  # gradients of 16 bits are scaled up for a reason
             wide = {i: g.float() if g.dtype.itemsize < 4 else g for i, g in found.items()}
             self.vector = Vector(wide, total) / loss_scale

@@ -36,8 +36,10 @@ class Probe:
         weight: float | None = None,
     ) -> None:
         self.displacement: Displacement | None = displacement
-        self.number, self.total, self.weight = number, total, weight
-        self.full_batch = displacement == FULL_BATCH
+        self.number: int = number
+        self.total: int | None = total
+        self.weight: float | None = weight
+        self.full_batch: bool = displacement == FULL_BATCH
         self._evaluation = evaluation
         self._state: Literal["new", "entered", "done", "failed"] = "new"
 
