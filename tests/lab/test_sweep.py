@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from flatmin_lab.clusters.local import _interrupts_held
 from flatmin_lab.errors import LabError, WorkerError
 from flatmin_lab.job import Job
 from flatmin_lab.sweep import Finished, Lost, Pool, Progressed, Started, Workers
@@ -90,6 +92,18 @@ def test_a_run_survives_the_loss_of_one_worker():
 def test_errors_come_out_as_they_are(count):
     with Workers(count) as pool, pytest.raises(LabError if count == 2 else Exception, match="needs its sigma, rho"):
         list(pool.run([Job(run_spec("nso", value=None))]))
+
+
+def test_an_interrupt_while_a_worker_starts_is_heard_after_it():
+    handler, code = signal.getsignal(signal.SIGINT), "import signal as s; print(s.SIGINT in s.pthread_sigmask(0, ()))"
+    with pytest.raises(KeyboardInterrupt):
+        with _interrupts_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        raise AssertionError("the interrupt is lost")
+    assert child.stdout == "True\n"
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_leaving_early_ends_the_workers():
